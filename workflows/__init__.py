@@ -1,0 +1,1 @@
+"""What happens to a dataset: label, refine, query, export, evaluate."""
