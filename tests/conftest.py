@@ -1,0 +1,22 @@
+"""Fixtures that more than one test file needs."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REAL_DATA = Path(os.environ.get("MASKMILL_TEST_DATA", Path(__file__).parents[2] / "shared/data"))
+
+
+@pytest.fixture
+def real_data() -> Callable[[str], Path]:
+    """The path of a real video or annotation file; skips, naming it, where it is absent."""
+
+    def path_of(name: str) -> Path:
+        path = REAL_DATA / name
+        if not path.exists():
+            pytest.skip(f"needs the real file {name} (set MASKMILL_TEST_DATA to its folder)")
+        return path
+
+    return path_of
