@@ -77,6 +77,6 @@ class Prompt:
                 )
         if self.mask is not None and self.mask.shape != (height, width):
             raise PromptError(
-                f"{self.where}: mask of {self.mask.shape[0]}×{self.mask.shape[1]} (rows × columns); "
-                f"wanted {height}×{width}"
+                f"{self.where}: mask of {self.mask.shape} rows and columns; "
+                f"wanted {(height, width)}"
             )

@@ -1,0 +1,48 @@
+"""Tensors computed once from a module's weights. Knows nothing of what they mean."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, Generic, Self, TypeVar
+
+import torch
+from torch import nn
+
+T = TypeVar("T")
+
+
+class DerivedModule(nn.Module, Generic[T]):
+    """A module whose forward pass reads constants folded from its own weights.
+
+    In evaluation `derived()` folds once and keeps the result until the weights are loaded,
+    moved or trained; in training it folds on every call, so that gradients reach the weights.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._derived: T | None = None
+
+    @abstractmethod
+    def derive(self) -> T:
+        """Fold the constants from the present weights."""
+
+    def derived(self) -> T:
+        """The constants, folded from the weights as they are now."""
+        if self.training:
+            return self.derive()
+        if self._derived is None:
+            # Made outside inference mode, so that a later graph with gradients may read them.
+            with torch.inference_mode(False), torch.no_grad():
+                self._derived = self.derive()
+        return self._derived
+
+    def train(self, mode: bool = True) -> Self:
+        self._derived = None
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        self._derived = None
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._derived = None
+        super()._load_from_state_dict(*args, **kwargs)

@@ -1,0 +1,216 @@
+"""A frame's features, conditioned on what is remembered of each object.
+
+Knows nothing of which frames are remembered or why; keys may come in any order. Four exact
+rewrites of the published layers (identity tests: tests/test_memory_attention.py):
+values stay the 64 remembered channels and Wo·Wv is applied after the softmax; the first
+layer up to its cross-attention queries depends on the frame alone and runs once a frame;
+object pointers are attended apart and joined by log-sum-exp; rotary pairs are split into halves.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sam2model.attention import attend, join
+from sam2model.configuration import Sam2VideoConfig
+from sam2model.derived import DerivedModule
+from sam2model.position_encoding import rotary_tables, rotate, split_pairs
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryKeys:
+    """What N objects attend to. Values are remembered channels; keys add when and where.
+
+    spatial, spatial_keys: (N, M, L, C_mem) of M frames; pointers, pointer_keys: (N, E, C_mem);
+    pointer_valid: (N, E) bool; a row may be all false.
+    """
+
+    spatial: Tensor
+    spatial_keys: Tensor
+    pointers: Tensor
+    pointer_keys: Tensor
+    pointer_valid: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """A linear layer's weight and bias after folding."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class FoldedLayer:
+    """One layer's projections: queries scaled, pairs split, values folded into the output."""
+
+    self_query: Projection
+    self_key: Projection
+    cross_query: Projection
+    cross_key: Projection
+    cross_output: Projection  # (C, heads·C_mem): all of Wo·Wv
+
+
+class RopeAttention(nn.Module):
+    """The parameters of one attention, as the checkpoints name them."""
+
+    def __init__(self, config: Sam2VideoConfig, key_dim: int) -> None:
+        super().__init__()
+        hidden = config.memory_attention_hidden_size
+        inner = hidden // config.memory_attention_downsample_rate
+        self.heads = config.memory_attention_num_attention_heads
+        self.q_proj = nn.Linear(hidden, inner)
+        self.k_proj = nn.Linear(key_dim, inner)
+        self.v_proj = nn.Linear(key_dim, inner)
+        self.o_proj = nn.Linear(inner, hidden)
+
+    def fold_query(self) -> Projection:
+        """Queries, scaled by 1/√D and with their pairs split."""
+        scale = (self.q_proj.out_features // self.heads) ** -0.5
+        weight = split_pairs(self.q_proj.weight, self.heads) * scale
+        return Projection(weight, split_pairs(self.q_proj.bias, self.heads) * scale)
+
+    def fold_key(self) -> Projection:
+        """Keys with their pairs split as the queries' are."""
+        weight = split_pairs(self.k_proj.weight, self.heads)
+        return Projection(weight, split_pairs(self.k_proj.bias, self.heads))
+
+    def fold_output(self) -> Projection:
+        """Wo·Wv of every head side by side, in fp32: rows of a softmax sum to 1."""
+        dtype = self.o_proj.weight.dtype
+        outputs = self.o_proj.weight.float().unflatten(1, (self.heads, -1))  # (C, heads, D)
+        values = self.v_proj.weight.float().unflatten(0, (self.heads, -1))  # (heads, D, C_mem)
+        weight = torch.einsum("chd,hdm->chm", outputs, values).flatten(1)
+        bias = self.o_proj.weight.float() @ self.v_proj.bias.float() + self.o_proj.bias.float()
+        return Projection(weight.to(dtype), bias.to(dtype))
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """(N, L, heads·D) → (N·heads, L, D)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2).flatten(0, 1)
+
+    def merge_heads(self, x: Tensor) -> Tensor:
+        """(N·heads, L, D) → (N, L, heads·D)."""
+        return x.unflatten(0, (-1, self.heads)).transpose(1, 2).flatten(2)
+
+    def share_heads(self, x: Tensor) -> Tensor:
+        """(N, K, D) → (N·heads, K, D), the same for every head."""
+        return x if self.heads == 1 else x.repeat_interleave(self.heads, dim=0)
+
+
+class MemoryAttentionLayer(DerivedModule[FoldedLayer]):
+    """Self-attention of a frame, attention to memory, perceptron; each with a residual."""
+
+    def __init__(self, config: Sam2VideoConfig) -> None:
+        super().__init__()
+        hidden = config.memory_attention_hidden_size
+        inner = config.memory_attention_feed_forward_hidden_size
+        self.self_attn = RopeAttention(config, hidden)
+        self.cross_attn_image = RopeAttention(config, config.memory_encoder_output_channels)
+        self.linear1 = nn.Linear(hidden, inner)
+        self.linear2 = nn.Linear(inner, hidden)
+        self.layer_norm1 = nn.LayerNorm(hidden)
+        self.layer_norm2 = nn.LayerNorm(hidden)
+        self.layer_norm3 = nn.LayerNorm(hidden)
+        self.activation = {"relu": F.relu, "gelu": F.gelu}[
+            config.memory_attention_feed_forward_hidden_act
+        ]
+
+    def derive(self) -> FoldedLayer:
+        cross = self.cross_attn_image
+        return FoldedLayer(
+            self_query=self.self_attn.fold_query(),
+            self_key=self.self_attn.fold_key(),
+            cross_query=cross.fold_query(),
+            cross_key=cross.fold_key(),
+            cross_output=cross.fold_output(),
+        )
+
+    def before_memory(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Self-attention, and the queries to memory: (N, L, C) → (N, L, C), (N, L, C')."""
+        folded, attn = self.derived(), self.self_attn
+        normed = self.layer_norm1(x)
+        q = rotate(attn.split_heads(folded.self_query(normed)), *rope)
+        k = rotate(attn.split_heads(folded.self_key(normed)), *rope)
+        looked, _ = attend(q, k, attn.split_heads(attn.v_proj(normed)))
+        x = x + attn.o_proj(attn.merge_heads(looked.to(x.dtype)))
+        queries = self.cross_attn_image.split_heads(folded.cross_query(self.layer_norm2(x)))
+        return x, self.cross_attn_image.merge_heads(rotate(queries, *rope))
+
+    def after_queries(
+        self, x: Tensor, queries: Tensor, memory: MemoryKeys, rope: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """Attention to memory and the perceptron: (N, L, C) → (N, L, C)."""
+        folded, attn = self.derived(), self.cross_attn_image
+        q = attn.split_heads(queries)
+        # (N, M, L, heads·D) → turn each frame's keys by their own place → (N·heads, M·L, D)
+        keys = folded.cross_key(memory.spatial_keys).unflatten(-1, (attn.heads, -1))
+        keys = rotate(keys.transpose(2, 3), *rope).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+        spatial = attend(q, keys, attn.share_heads(memory.spatial.flatten(1, 2)))
+
+        pointer_keys = attn.split_heads(folded.cross_key(memory.pointer_keys))
+        masked = _masked_attention(
+            q,
+            pointer_keys,
+            attn.share_heads(memory.pointers),
+            attn.share_heads(memory.pointer_valid.unsqueeze(-1)).squeeze(-1),
+        )
+        looked = attn.merge_heads(join(spatial, masked).to(x.dtype))
+        x = x + folded.cross_output(looked)
+        out: Tensor = x + self.linear2(self.activation(self.linear1(self.layer_norm3(x))))
+        return out
+
+
+def _masked_attention(q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention over a few keys, some of them absent: as `attention.plain`, valid (N, K)."""
+    scores = torch.bmm(q.float(), k.float().transpose(1, 2))
+    scores = scores.masked_fill(~valid.unsqueeze(1), -torch.inf)
+    lse = scores.logsumexp(dim=-1)
+    # Without any key the sum is -inf: nothing is added, and `join` gives it no weight.
+    finite = lse.masked_fill(lse == -torch.inf, 0.0)
+    return torch.bmm((scores - finite.unsqueeze(-1)).exp(), v.float()), lse
+
+
+class MemoryAttention(DerivedModule[tuple[Tensor, Tensor]]):
+    """The stack of layers. `prologue` once for each frame, `forward` for each object."""
+
+    def __init__(self, config: Sam2VideoConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(
+            MemoryAttentionLayer(config) for _ in range(config.memory_attention_num_layers)
+        )
+        self.layer_norm = nn.LayerNorm(config.memory_attention_hidden_size)
+
+    def derive(self) -> tuple[Tensor, Tensor]:
+        """The rotary tables of the feature grid."""
+        config = self.config
+        inner = config.memory_attention_hidden_size // config.memory_attention_downsample_rate
+        return rotary_tables(
+            *config.feature_size,
+            inner // config.memory_attention_num_attention_heads,
+            float(config.rope_parameters["rope_theta"]),
+            self.layer_norm.weight.device,
+        )
+
+    def prologue(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """What the first layer does before it reads memory: (B, L, C) → tokens, queries."""
+        first = self.layers[0]
+        assert isinstance(first, MemoryAttentionLayer)
+        return first.before_memory(tokens, self.derived())
+
+    def forward(self, tokens: Tensor, queries: Tensor, memory: MemoryKeys) -> Tensor:
+        """tokens (N, L, C) and queries (N, L, C') of `prologue` → conditioned (N, L, C)."""
+        rope = self.derived()
+        x = tokens
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, MemoryAttentionLayer)
+            if index > 0:
+                x, queries = layer.before_memory(x, rope)
+            x = layer.after_queries(x, queries, memory, rope)
+        out: Tensor = self.layer_norm(x)
+        return out

@@ -1,0 +1,424 @@
+"""Frames and prompts to what the model reads, and its masks back to the video's size.
+
+Knows nothing of networks. Frames are resized to a square with anti-aliasing on whole levels of
+0 to 255, as torchvision does; prompts are scaled from source pixels to model pixels.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sam2model.inference_session import Sam2VideoInferenceSession
+from sam2model.mask_ops import fill_holes, remove_sprinkles, suppress_overlaps
+from sam2model.prompt_encoder import LABEL_BOX_END, LABEL_BOX_START
+from sam2model.prompts import Prompt, PromptError
+from sam2model.stepper import ModelPrompt
+from sam2model.video import Video
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+Image = Any  # a PIL image, or (H, W, 3) uint8 as numpy or torch
+
+
+class ProcessedFrames(dict[str, Any]):
+    """What a processor returns: `pixel_values` and `original_sizes`, also as attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def to(self, device: torch.device | str) -> "ProcessedFrames":
+        """The same with its tensors on a device."""
+        return ProcessedFrames(
+            {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.items()}
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Sam2VideoVideoProcessor:
+    """Frames to pixels: size in model pixels, mean and std of values in [0, 1]."""
+
+    size: int = 1024
+    image_mean: tuple[float, float, float] = IMAGENET_MEAN
+    image_std: tuple[float, float, float] = IMAGENET_STD
+
+    def resize(self, frame: Image) -> Tensor:
+        """One frame to (3, S, S) uint8, not keeping its aspect ratio."""
+        image = _to_rgb(frame)
+        if image.shape[-2:] == (self.size, self.size):
+            return image
+        resized = F.interpolate(
+            image[None], size=(self.size, self.size), mode="bilinear", antialias=True
+        )
+        return resized[0]
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """(…, 3, S, S) uint8 → fp32 with zero mean and unit deviation on ImageNet."""
+        mean = torch.tensor(self.image_mean, device=image.device).view(3, 1, 1) * 255
+        std = torch.tensor(self.image_std, device=image.device).view(3, 1, 1) * 255
+        return (image.float() - mean) / std
+
+    def __call__(
+        self,
+        videos: Sequence[Image],
+        device: torch.device | str = "cpu",
+        return_tensors: str = "pt",
+    ) -> ProcessedFrames:
+        """A video's frames → pixel_values_videos (1, T, 3, S, S), original_sizes [(h, w)]."""
+        del return_tensors
+        frames = torch.stack([self.resize(frame) for frame in videos]).to(device)
+        height, width = _to_rgb(videos[0]).shape[-2:]
+        return ProcessedFrames(
+            pixel_values_videos=self.normalise(frames)[None],
+            original_sizes=[(height, width)],
+        )
+
+
+class _ByteFrames:
+    """Resized frames kept as bytes and normalised when read: a quarter of fp32."""
+
+    def __init__(self, frames: Tensor, processor: Sam2VideoVideoProcessor) -> None:
+        self._frames = frames
+        self._processor = processor
+
+    def __len__(self) -> int:
+        return self._frames.shape[0]
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self._processor.normalise(self._frames[index])
+
+
+class Sam2VideoProcessor:
+    """Makes sessions, adds prompts to them and brings masks to the video's size."""
+
+    def __init__(self, video_processor: Sam2VideoVideoProcessor | None = None) -> None:
+        self.video_processor = video_processor or Sam2VideoVideoProcessor()
+
+    @property
+    def target_size(self) -> int:
+        """The model's image size S, in model pixels."""
+        return self.video_processor.size
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **hub: Any) -> Self:
+        """Read the processor files beside a model, or its config where there are none."""
+        from sam2model.checkpoint import locate
+
+        path = locate(source, revision=hub.get("revision"), token=hub.get("token"))
+        folder = path if path.is_dir() else path.parent
+        settings: dict[str, Any] = {}
+        for name in (
+            "config.json",
+            "preprocessor_config.json",
+            "video_preprocessor_config.json",
+            "processor_config.json",
+        ):
+            if (folder / name).exists():
+                settings |= _settings(json.loads((folder / name).read_text()))
+        return cls(Sam2VideoVideoProcessor(**settings))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the processor files that transformers reads."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        size = self.target_size
+        common = {
+            "do_convert_rgb": True,
+            "do_normalize": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": list(self.video_processor.image_mean),
+            "image_std": list(self.video_processor.image_std),
+            "resample": 2,
+            "rescale_factor": 1 / 255,
+            "size": {"height": size, "width": size},
+        }
+        image = common | {
+            "image_processor_type": "Sam2ImageProcessor",
+            "mask_size": {"height": size // 4, "width": size // 4},
+        }
+        video = common | {"video_processor_type": "Sam2VideoVideoProcessor"}
+        processor = {
+            "processor_class": "Sam2VideoProcessor",
+            "target_size": size,
+            "point_pad_value": -10,
+            "image_processor": image,
+            "video_processor": video,
+        }
+        for name, content in (
+            ("preprocessor_config.json", image),
+            ("video_preprocessor_config.json", video),
+            ("processor_config.json", processor),
+        ):
+            (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+    def __call__(
+        self,
+        images: Image,
+        device: torch.device | str = "cpu",
+        return_tensors: str = "pt",
+    ) -> ProcessedFrames:
+        """Frames of a stream → pixel_values (B, 3, S, S), original_sizes (B, 2) rows, columns."""
+        del return_tensors
+        frames = list(images) if isinstance(images, list | tuple) else [images]
+        sizes = [list(_to_rgb(frame).shape[-2:]) for frame in frames]
+        resized = torch.stack([self.video_processor.resize(frame) for frame in frames])
+        pixels = self.video_processor.normalise(resized.to(device))
+        return ProcessedFrames(pixel_values=pixels, original_sizes=torch.tensor(sizes))
+
+    def init_video_session(
+        self,
+        video: Sequence[Image] | str | Path | None = None,
+        inference_device: torch.device | str = "cpu",
+        inference_state_device: torch.device | str | None = None,
+        processing_device: torch.device | str | None = None,
+        video_storage_device: torch.device | str | None = None,
+        max_vision_features_cache_size: int = 1,
+        dtype: torch.dtype = torch.float32,
+    ) -> Sam2VideoInferenceSession:
+        """A session on a video: a list of frames, a file's path, or None for a stream."""
+        frames, height, width = None, None, None
+        if video is not None:
+            images = _decode(Path(video)) if isinstance(video, str | Path) else video
+            resized = []
+            for image in images:
+                size = tuple(_to_rgb(image).shape[-2:])
+                if height is not None and size != (height, width):
+                    raise ValueError(
+                        f"video: frame {len(resized)} is {size[0]}×{size[1]}, the first "
+                        f"{height}×{width}; wanted one size"
+                    )
+                height, width = size
+                resized.append(self.video_processor.resize(image))
+            if not resized:
+                raise ValueError("video: no frames")
+            stored = torch.stack(resized).to(video_storage_device or inference_device)
+            frames = _ByteFrames(stored, self.video_processor)
+        del processing_device
+        return Sam2VideoInferenceSession(
+            video=frames,
+            video_height=height,
+            video_width=width,
+            inference_device=inference_device,
+            inference_state_device=inference_state_device,
+            dtype=dtype,
+            max_vision_features_cache_size=max_vision_features_cache_size,
+        )
+
+    def add_inputs_to_inference_session(
+        self,
+        inference_session: Sam2VideoInferenceSession,
+        frame_idx: int,
+        obj_ids: Sequence[int] | int,
+        input_points: Any = None,
+        input_labels: Any = None,
+        input_boxes: Any = None,
+        input_masks: Any = None,
+        original_size: Sequence[int] | Tensor | None = None,
+        clear_old_inputs: bool = True,
+    ) -> Sam2VideoInferenceSession:
+        """Prompt objects on a frame, in source pixels.
+
+        input_points: [image][object][point][x, y] and input_labels: [image][object][point], 1
+        adds and 0 takes away; input_boxes: [image][object][x0, y0, x1, y1]; input_masks: one
+        (H, W) for each object. original_size: rows and columns, for a stream's first prompt.
+        clear_old_inputs: False adds the clicks to those already on the frame. Objects may have
+        different numbers of clicks.
+        """
+        session = inference_session
+        ids = [int(obj_ids)] if isinstance(obj_ids, int | np.integer) else [int(i) for i in obj_ids]
+        if original_size is not None:
+            session.video_height, session.video_width = (int(side) for side in original_size)
+        if (input_points is None) != (input_labels is None):
+            raise PromptError("input_points and input_labels go together; got one of them")
+        if input_masks is not None:
+            if input_points is not None or input_boxes is not None:
+                raise PromptError("input_masks stand alone; got points or boxes as well")
+            self._add_masks(session, frame_idx, ids, input_masks)
+            return session
+        if input_points is None and input_boxes is None:
+            raise PromptError("nothing to add; wanted input_points, input_boxes or input_masks")
+        if input_boxes is not None and not clear_old_inputs:
+            raise PromptError("a box comes before clicks: wanted clear_old_inputs=True")
+        points = _first_image(input_points, 4, "input_points", len(ids))
+        labels = _first_image(input_labels, 3, "input_labels", len(ids))
+        boxes = _first_image(input_boxes, 3, "input_boxes", len(ids))
+        scale = self._scale(session)
+        prompts = []
+        for index, obj_id in enumerate(ids):
+            prompt = _clicks(points[index], labels[index], boxes[index], scale)
+            before = session.prompt_of(obj_id, frame_idx)
+            if not clear_old_inputs and before is not None and before.mask is None:
+                prompt = ModelPrompt(
+                    torch.cat((before.points, prompt.points)),
+                    torch.cat((before.labels, prompt.labels)),
+                )
+            prompts.append(_on_device(prompt, session.inference_device))
+        for obj_id, prompt in zip(ids, prompts, strict=True):
+            session.add_prompt(obj_id, frame_idx, prompt)
+        return session
+
+    def model_prompt(self, prompt: Prompt, height: int, width: int) -> ModelPrompt:
+        """A prompt of a video of this size, in model pixels."""
+        if prompt.mask is not None:
+            return self._mask_prompt(torch.from_numpy(np.ascontiguousarray(prompt.mask)))
+        scale = (self.target_size / width, self.target_size / height)
+        labels = [int(positive) for positive in prompt.positive]
+        return _clicks(list(prompt.points_px), labels, prompt.box_xyxy_px, scale)
+
+    def post_process_masks(
+        self,
+        masks: Sequence[Tensor],
+        original_sizes: Any,
+        mask_threshold: float = 0.0,
+        binarize: bool = True,
+        max_hole_area: int = 0,
+        max_sprinkle_area: int = 0,
+        apply_non_overlapping_constraints: bool = False,
+    ) -> list[Tensor]:
+        """Logits (N, 1, h, w) of each image to its size (H, W): bool, or logits.
+
+        Areas are in pixels of the logits given. The list that is passed in is not changed.
+        """
+        sizes = original_sizes.tolist() if hasattr(original_sizes, "tolist") else original_sizes
+        out = []
+        for logits, size in zip(masks, sizes, strict=True):
+            logits = torch.as_tensor(logits).float()
+            flat = logits.flatten(0, -3)
+            if max_hole_area > 0:
+                flat = fill_holes(flat, int(max_hole_area))
+            if max_sprinkle_area > 0:
+                flat = remove_sprinkles(flat, int(max_sprinkle_area))
+            grown = F.interpolate(
+                flat.view(logits.shape), size=tuple(int(side) for side in size), mode="bilinear"
+            )
+            if apply_non_overlapping_constraints and grown.shape[0] > 1:
+                grown = suppress_overlaps(grown.flatten(0, 1)).view(grown.shape)
+            out.append(grown > mask_threshold if binarize else grown)
+        return out
+
+    def _scale(self, session: Sam2VideoInferenceSession) -> tuple[float, float]:
+        """Model pixels for a source pixel, along x and along y."""
+        if session.video_height is None or session.video_width is None:
+            raise PromptError("original_size is needed for the first prompt of a stream")
+        return self.target_size / session.video_width, self.target_size / session.video_height
+
+    def _add_masks(
+        self, session: Sam2VideoInferenceSession, frame_idx: int, ids: list[int], masks: Any
+    ) -> None:
+        given = list(masks) if isinstance(masks, list | tuple) else [masks]
+        if len(given) != len(ids):
+            raise PromptError(f"input_masks: {len(given)} for {len(ids)} objects")
+        prompts = [self._mask_prompt(torch.as_tensor(np.asarray(mask))) for mask in given]
+        for obj_id, prompt in zip(ids, prompts, strict=True):
+            session.add_prompt(obj_id, frame_idx, _on_device(prompt, session.inference_device))
+
+    def _mask_prompt(self, mask: Tensor) -> ModelPrompt:
+        if mask.dim() < 2 or mask.numel() != mask.shape[-1] * mask.shape[-2]:
+            raise PromptError(f"input_masks: shape {tuple(mask.shape)}; wanted (H, W) each")
+        size = (self.target_size, self.target_size)
+        inside = mask.reshape(1, 1, *mask.shape[-2:]).float()
+        if tuple(mask.shape[-2:]) != size:
+            inside = F.interpolate(inside, size=size, mode="bilinear", antialias=True)
+        nothing = torch.empty((0, 2))
+        return ModelPrompt(nothing, torch.empty(0, dtype=torch.int64), inside[0, 0] >= 0.5)
+
+
+def _to_rgb(frame: Image) -> Tensor:
+    """A frame to (3, H, W) uint8."""
+    if isinstance(frame, Tensor):
+        image = frame
+    else:
+        array = np.asarray(frame.convert("RGB") if hasattr(frame, "convert") else frame)
+        image = torch.from_numpy(np.array(array, copy=not array.flags.writeable))
+    if image.dtype != torch.uint8 or image.dim() != 3:
+        raise ValueError(
+            f"frame: got {image.dtype} of shape {tuple(image.shape)}; wanted uint8 (H, W, 3)"
+        )
+    if image.shape[-1] == 3:
+        return image.permute(2, 0, 1)
+    if image.shape[0] == 3:
+        return image
+    raise ValueError(f"frame: shape {tuple(image.shape)}; wanted three colours, (H, W, 3)")
+
+
+def _decode(path: Path) -> list[Any]:
+    with Video(path, name=path.name) as video:
+        return [frame.rgb for frame in video.frames()]
+
+
+def _settings(content: dict[str, Any]) -> dict[str, Any]:
+    """The size, mean and std that a processor file or a model configuration states."""
+    for part in ("image_processor", "video_processor"):
+        if isinstance(content.get(part), dict):
+            content = content | content[part]
+    found: dict[str, Any] = {}
+    size = content.get("size", content.get("image_size"))
+    if isinstance(size, dict):
+        size = size.get("height", size.get("longest_edge"))
+    if isinstance(size, list):
+        size = size[0]
+    if size is not None:
+        found["size"] = int(size)
+    for name in ("image_mean", "image_std"):
+        if content.get(name) is not None:
+            found[name] = tuple(float(value) for value in content[name])
+    return found
+
+
+def _first_image(values: Any, depth: int, name: str, num_objects: int) -> list[Any]:
+    """The entries of the one image, one for each object; Nones where there are none."""
+    if values is None:
+        return [None] * num_objects
+    nested = values.tolist() if hasattr(values, "tolist") else values
+    level, found = nested, 0
+    while isinstance(level, list | tuple):
+        found += 1
+        if not level:
+            break
+        level = level[0]
+    if found != depth and level != []:
+        raise PromptError(f"{name}: {found} levels of brackets; wanted {depth}, images first")
+    if len(nested) != 1 or len(nested[0]) != num_objects:
+        raise PromptError(
+            f"{name}: got {len(nested)} images of {[len(i) for i in nested]} objects; "
+            f"wanted 1 of {num_objects}"
+        )
+    return list(nested[0])
+
+
+def _clicks(points: Any, labels: Any, box: Any, scale: tuple[float, float]) -> ModelPrompt:
+    """Clicks and a box of one object as model points; the box comes first."""
+    coordinates: list[tuple[float, float]] = []
+    kinds: list[int] = []
+    if box is not None:
+        x0, y0, x1, y1 = box
+        coordinates += [(x0, y0), (x1, y1)]
+        kinds += [LABEL_BOX_START, LABEL_BOX_END]
+    points = [] if points is None else points
+    labels = [] if labels is None else labels
+    if len(points) != len(labels):
+        raise PromptError(f"{len(points)} points but {len(labels)} labels; wanted as many")
+    bad = [label for label in labels if label not in (0, 1)]
+    if bad:
+        raise PromptError(f"labels {bad}: wanted 1 (adds) or 0 (takes away)")
+    coordinates += [(x, y) for x, y in points]
+    kinds += [int(label) for label in labels]
+    where = torch.tensor(coordinates, dtype=torch.float32).reshape(-1, 2)
+    if not bool(where.isfinite().all()):
+        raise PromptError(f"coordinates must be finite, got {coordinates}")
+    return ModelPrompt(where * torch.tensor(scale), torch.tensor(kinds, dtype=torch.int64))
+
+
+def _on_device(prompt: ModelPrompt, device: torch.device) -> ModelPrompt:
+    mask = None if prompt.mask is None else prompt.mask.to(device)
+    return ModelPrompt(prompt.points.to(device), prompt.labels.to(device), mask)
