@@ -4,6 +4,7 @@ Knows nothing of video. Tokens stay channels-last, so a 1×1 convolution is a li
 Source: the Hiera paper (arXiv 2306.00989) and SAM 2's use of it; parity: tests/test_parity.py.
 """
 
+from collections.abc import Callable
 from itertools import accumulate
 
 import torch
@@ -12,6 +13,13 @@ from torch import Tensor, nn
 
 from sam2model.configuration import Sam2HieraDetConfig
 from sam2model.derived import DerivedModule
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
+
+
+def _pair(sides: list[int]) -> tuple[int, int]:
+    rows, columns = sides
+    return rows, columns
 
 
 def _pool(x: Tensor, stride: list[int]) -> Tensor:
@@ -30,14 +38,13 @@ class FeedForward(nn.Module):
         self.proj_in = nn.Linear(in_dim, hidden_dim)
         self.layers = nn.ModuleList(nn.Linear(hidden_dim, hidden_dim) for _ in range(layers - 2))
         self.proj_out = nn.Linear(hidden_dim, out_dim)
-        self.activation = {"relu": F.relu, "gelu": F.gelu}[activation]
+        self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.activation(self.proj_in(x))
         for layer in self.layers:
             x = self.activation(layer(x))
-        out: Tensor = self.proj_out(x)
-        return out
+        return self.proj_out(x)
 
 
 class WindowAttention(nn.Module):
@@ -71,12 +78,12 @@ class WindowAttention(nn.Module):
         if self.query_stride is not None:
             q = _pool(q, self.query_stride)
         side = q.shape[1]
-        out = F.scaled_dot_product_attention(*(self._split_heads(t) for t in (q, k, v)))
+        q, k, v = self._split_heads(q), self._split_heads(k), self._split_heads(v)
+        out = F.scaled_dot_product_attention(q, k, v)
         out = out.transpose(1, 2).reshape(batch, rows, columns, side, side, -1)
         out = out.transpose(2, 3).reshape(batch, rows * side, columns * side, -1)
         stride_y, stride_x = self.query_stride or (1, 1)
-        projected: Tensor = self.proj(out[:, : height // stride_y, : width // stride_x])
-        return projected
+        return self.proj(out[:, : height // stride_y, : width // stride_x])
 
     def _split_heads(self, tokens: Tensor) -> Tensor:
         """(B, h, w, heads·D) → (B, heads, h·w, D)."""
@@ -125,15 +132,14 @@ class PatchEmbedding(nn.Module):
         self.projection = nn.Conv2d(
             config.num_channels,
             config.hidden_size,
-            kernel_size=tuple(config.patch_kernel_size),
-            stride=tuple(config.patch_stride),
-            padding=tuple(config.patch_padding),
+            kernel_size=_pair(config.patch_kernel_size),
+            stride=_pair(config.patch_stride),
+            padding=_pair(config.patch_padding),
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, H/4, W/4, C)."""
-        out: Tensor = self.projection(pixels)
-        return out.permute(0, 2, 3, 1)
+        return self.projection(pixels).permute(0, 2, 3, 1)
 
 
 class Hiera(DerivedModule[Tensor]):

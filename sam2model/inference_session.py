@@ -41,7 +41,7 @@ class SessionError(ValueError):
 
 
 @dataclass(slots=True)
-class _Object:
+class SessionObject:
     """One object: where it was prompted, tracked and answered."""
 
     key: int  # in the memory bank
@@ -79,7 +79,7 @@ class Sam2VideoInferenceSession:
         self.inference_device = torch.device(inference_device)
         self.dtype = dtype
         self.stepper: Stepper | None = None
-        self._objects: OrderedDict[int, _Object] = OrderedDict()
+        self._objects: OrderedDict[int, SessionObject] = OrderedDict()
         self._next_key = 0
         self._streamed = 0
         self._stream_frame: tuple[int, Tensor] | None = None
@@ -155,7 +155,7 @@ class Sam2VideoInferenceSession:
 
     # For the model.
 
-    def objects(self) -> Iterator[tuple[int, _Object]]:
+    def objects(self) -> Iterator[tuple[int, SessionObject]]:
         """Ids and states of all objects."""
         yield from self._objects.items()
 
@@ -180,9 +180,9 @@ class Sam2VideoInferenceSession:
             "the newest, or give a larger max_vision_features_cache_size"
         )
 
-    def _object(self, obj_id: int) -> _Object:
+    def _object(self, obj_id: int) -> SessionObject:
         if obj_id not in self._objects:
-            self._objects[obj_id] = _Object(self._next_key, {}, set(), set(), {})
+            self._objects[obj_id] = SessionObject(self._next_key, {}, set(), set(), {})
             if self.stepper is not None:
                 self.stepper.bank.add_object(self._next_key)
             self._next_key += 1

@@ -32,8 +32,7 @@ class Attention(nn.Module):
         """Projected q (N, L, C'), k and v (N, K, C') → (N, L, C)."""
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v)
-        projected: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
-        return projected
+        return self.o_proj(out.transpose(1, 2).flatten(2))
 
 
 class TwoWayBlock(nn.Module):
@@ -245,7 +244,9 @@ def _double(x: Tensor, conv: nn.ConvTranspose2d) -> Tensor:
     """A 2×2 stride-2 transposed convolution on channels-last maps: one matrix product."""
     batch, height, width, _ = x.shape
     weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2·2·C_out, C_in)
-    cells = F.linear(x, weight).view(batch, height, width, 2, 2, -1) + conv.bias
+    cells = F.linear(x, weight).view(batch, height, width, 2, 2, -1)
+    if conv.bias is not None:
+        cells = cells + conv.bias
     return cells.transpose(2, 3).reshape(batch, 2 * height, 2 * width, -1)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sam2model.attention import attend, join
 from sam2model.configuration import Sam2VideoConfig
 from sam2model.derived import DerivedModule
+from sam2model.hiera import ACTIVATIONS
 from sam2model.position_encoding import rotary_tables, rotate, split_pairs
 
 
@@ -116,9 +117,7 @@ class MemoryAttentionLayer(DerivedModule[FoldedLayer]):
         self.layer_norm1 = nn.LayerNorm(hidden)
         self.layer_norm2 = nn.LayerNorm(hidden)
         self.layer_norm3 = nn.LayerNorm(hidden)
-        self.activation = {"relu": F.relu, "gelu": F.gelu}[
-            config.memory_attention_feed_forward_hidden_act
-        ]
+        self.activation = ACTIVATIONS[config.memory_attention_feed_forward_hidden_act]
 
     def derive(self) -> FoldedLayer:
         cross = self.cross_attn_image
@@ -161,8 +160,7 @@ class MemoryAttentionLayer(DerivedModule[FoldedLayer]):
         )
         looked = attn.merge_heads(join(spatial, masked).to(x.dtype))
         x = x + folded.cross_output(looked)
-        out: Tensor = x + self.linear2(self.activation(self.linear1(self.layer_norm3(x))))
-        return out
+        return x + self.linear2(self.activation(self.linear1(self.layer_norm3(x))))
 
 
 def _masked_attention(q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -212,5 +210,4 @@ class MemoryAttention(DerivedModule[tuple[Tensor, Tensor]]):
             if index > 0:
                 x, queries = layer.before_memory(x, rope)
             x = layer.after_queries(x, queries, memory, rope)
-        out: Tensor = self.layer_norm(x)
-        return out
+        return self.layer_norm(x)

@@ -88,8 +88,7 @@ class MaskDownsampler(nn.Module):
         """(N, 1, 16H, 16W) → (N, C, H, W)."""
         for layer in self.layers:
             x = layer(x)
-        out: Tensor = self.final_conv(x)
-        return out
+        return self.final_conv(x)
 
 
 class MemoryEncoder(nn.Module):
@@ -112,5 +111,4 @@ class MemoryEncoder(nn.Module):
         """projected: (N or 1, H, W, C) of `project_features`; mask: (N, 1, 16H, 16W) scaled
         probabilities → (N, H·W, C_mem)."""
         fused = projected.permute(0, 3, 1, 2) + self.mask_downsampler(mask)
-        memory: Tensor = self.projection(self.memory_fuser(fused))
-        return memory.flatten(2).transpose(1, 2)
+        return self.projection(self.memory_fuser(fused)).flatten(2).transpose(1, 2)

@@ -13,7 +13,11 @@ from torch import Tensor
 
 from sam2model.checkpoint import check_keys, locate, read_checkpoint, write_checkpoint
 from sam2model.configuration import Sam2VideoConfig
-from sam2model.inference_session import Sam2VideoInferenceSession, SessionError
+from sam2model.inference_session import (
+    Sam2VideoInferenceSession,
+    SessionError,
+    SessionObject,
+)
 from sam2model.mask_ops import upsample_logits
 from sam2model.memory_bank import Direction
 from sam2model.rle import encode_masks
@@ -193,8 +197,9 @@ class Sam2VideoModel(Sam2Network):
         stepper = self._stepper(session)
         image = self._features(session, frame)
         num_frames = None if streaming else session.num_frames
-        fresh, corrections = [], []
-        for obj_id, known in session.objects():
+        fresh: list[tuple[SessionObject, Ask]] = []
+        corrections: list[tuple[SessionObject, Ask]] = []
+        for _, known in session.objects():
             if frame not in known.pending:
                 continue
             previous = known.answers.get(frame)
@@ -209,12 +214,12 @@ class Sam2VideoModel(Sam2Network):
                 if previous is not None and self.semantics.feed_previous_logits
                 else None,
             )
-            (corrections if frame in known.tracked else fresh).append((obj_id, known, ask))
+            (corrections if frame in known.tracked else fresh).append((known, ask))
         for group, run in ((fresh, stepper.prompt), (corrections, stepper.correct)):
             if not group:
                 continue
-            output = run(image, [ask for _, _, ask in group])
-            for row, (_, known, _) in enumerate(group):
+            output = run(image, [ask for _, ask in group])
+            for row, (known, _) in enumerate(group):
                 known.answers[frame] = output.rows(slice(row, row + 1))
                 known.pending.discard(frame)
 

@@ -88,7 +88,7 @@ class FourierEncoding(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         matrix = self.positional_embedding
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         moved = self.positional_embedding
         if moved.dtype != torch.float32:
             self.positional_embedding = matrix.to(moved.device, torch.float32)

@@ -262,7 +262,7 @@ class Sam2VideoProcessor:
                     torch.cat((before.points, prompt.points)),
                     torch.cat((before.labels, prompt.labels)),
                 )
-            prompts.append(_on_device(prompt, session.inference_device))
+            prompts.append(prompt.to(session.inference_device))
         for obj_id, prompt in zip(ids, prompts, strict=True):
             session.add_prompt(obj_id, frame_idx, prompt)
         return session
@@ -320,7 +320,7 @@ class Sam2VideoProcessor:
             raise PromptError(f"input_masks: {len(given)} for {len(ids)} objects")
         prompts = [self._mask_prompt(torch.as_tensor(np.asarray(mask))) for mask in given]
         for obj_id, prompt in zip(ids, prompts, strict=True):
-            session.add_prompt(obj_id, frame_idx, _on_device(prompt, session.inference_device))
+            session.add_prompt(obj_id, frame_idx, prompt.to(session.inference_device))
 
     def _mask_prompt(self, mask: Tensor) -> ModelPrompt:
         if mask.dim() < 2 or mask.numel() != mask.shape[-1] * mask.shape[-2]:
@@ -417,8 +417,3 @@ def _clicks(points: Any, labels: Any, box: Any, scale: tuple[float, float]) -> M
     if not bool(where.isfinite().all()):
         raise PromptError(f"coordinates must be finite, got {coordinates}")
     return ModelPrompt(where * torch.tensor(scale), torch.tensor(kinds, dtype=torch.int64))
-
-
-def _on_device(prompt: ModelPrompt, device: torch.device) -> ModelPrompt:
-    mask = None if prompt.mask is None else prompt.mask.to(device)
-    return ModelPrompt(prompt.points.to(device), prompt.labels.to(device), mask)

@@ -36,8 +36,7 @@ class MaskEmbedding(nn.Module):
     def forward(self, logits: Tensor) -> Tensor:
         """(N, 1, 4H, 4W) → (N, C, H, W)."""
         x = F.gelu(self.layer_norm1(self.conv1(logits)))
-        out: Tensor = self.conv3(F.gelu(self.layer_norm2(self.conv2(x))))
-        return out
+        return self.conv3(F.gelu(self.layer_norm2(self.conv2(x))))
 
 
 class PromptEncoder(nn.Module):
@@ -73,5 +72,4 @@ class PromptEncoder(nn.Module):
         if logits is None:
             return self.no_mask_embed.weight[None]
         dtype = self.no_mask_embed.weight.dtype
-        dense: Tensor = self.mask_embed(logits[:, None].to(dtype))
-        return dense.flatten(2).transpose(1, 2)
+        return self.mask_embed(logits[:, None].to(dtype)).flatten(2).transpose(1, 2)

@@ -27,6 +27,11 @@ class ModelPrompt:
     labels: Tensor
     mask: Tensor | None = None
 
+    def to(self, device: torch.device) -> "ModelPrompt":
+        """The same prompt on a device."""
+        mask = None if self.mask is None else self.mask.to(device)
+        return ModelPrompt(self.points.to(device), self.labels.to(device), mask)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ask:

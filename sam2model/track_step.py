@@ -56,6 +56,14 @@ class ImageFeatures:
         )
 
 
+def join_rows(parts: list[ImageFeatures]) -> ImageFeatures:
+    """The features of several batches of frames as one, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    names = ImageFeatures.__slots__
+    return ImageFeatures(*(torch.cat([getattr(p, name) for p in parts]) for name in names))
+
+
 @dataclass(frozen=True, slots=True)
 class PromptBatch:
     """Clicks of N objects, equally many each; a box is two points.
@@ -175,9 +183,7 @@ class Sam2Network(DerivedModule[NetworkConstants]):
     def encode_images(self, pixels: Tensor) -> ImageFeatures:
         """Features of B frames: (B, 3, S, S) normalised pixels, S = config.image_size."""
         if pixels.shape[0] > MAX_FRAME_BATCH:
-            parts = [self.encode_images(part) for part in pixels.split(MAX_FRAME_BATCH)]
-            names = ImageFeatures.__slots__
-            return ImageFeatures(*(torch.cat([getattr(p, n) for p in parts]) for n in names))
+            return join_rows([self.encode_images(part) for part in pixels.split(MAX_FRAME_BATCH)])
         constants = self.derived()
         fine, middle, coarse = self.vision_encoder(
             pixels.to(self.dtype), constants.fine, constants.middle

@@ -1,0 +1,343 @@
+"""Many videos at once through one model: frames in, masks as run lengths out.
+
+Knows nothing of files, tables or clusters. Objects are slots of shared steps: whichever objects
+of whichever videos have their next frame ready advance together, so a step is full although
+every video has few objects. A video is asked for only as fast as its masks are taken.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sam2model.labelling_plan import Kind, LabellingPlan, Task, Visit
+from sam2model.processing import Sam2VideoProcessor
+from sam2model.prompts import Prompt
+from sam2model.semantics import LABELLING, Semantics
+from sam2model.stepper import Ask, Stepper
+from sam2model.track_step import (
+    ImageFeatures,
+    Sam2Network,
+    StepOutput,
+    concatenate,
+    join_rows,
+)
+from sam2model.tracked_masks import FrameMasks, tracked_masks
+from sam2model.video import Video
+
+Lane = Literal["bulk", "interactive"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How much an engine does at once; no effect on the masks.
+
+    slots: objects of one step. frame_batch: frames encoded together, of any videos.
+    frames_ahead: frames of one video decoded before they are needed. results_ahead: frames of
+    masks of one video that may wait to be taken.
+    """
+
+    slots: int = 16
+    frame_batch: int = 4
+    frames_ahead: int = 8
+    results_ahead: int = 16
+
+
+class Cancelled(RuntimeError):
+    """The engine was closed before this video was done."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Decoded:
+    """A frame at the model's size, (3, S, S) uint8, waiting to be encoded."""
+
+    job: "_Job"
+    visit: Visit
+    pixels: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Encoded:
+    """A frame's features, one row, waiting for their step."""
+
+    job: "_Job"
+    visit: Visit
+    features: ImageFeatures
+
+
+class _Job:
+    """One video in the engine. Queues and flags are guarded by the engine's condition."""
+
+    def __init__(self, video: Video, plan: LabellingPlan, lane: Lane, first_key: int) -> None:
+        self.video = video
+        self.plan = plan
+        self.lane = lane
+        self.keys = {o: first_key + i for i, o in enumerate(plan.object_ids)}
+        self.in_bank = False
+        self.answers: dict[tuple[int, int], StepOutput] = {}  # (object, frame) read ahead
+        self.decoded: deque[_Decoded] = deque()
+        self.encoded: deque[_Encoded] = deque()
+        self.results: deque[FrameMasks] = deque()
+        self.all_decoded = False
+        self.all_tracked = False
+        self.closed = False
+        self.error: BaseException | None = None
+
+
+class Engine:
+    """One model on one device, shared by any number of threads that call `label`.
+
+    Raises whatever the video or the device raises from the `label` that it happened to.
+    """
+
+    def __init__(
+        self,
+        network: Sam2Network,
+        processor: Sam2VideoProcessor,
+        semantics: Semantics = LABELLING,
+        options: EngineOptions | None = None,
+    ) -> None:
+        self.network = network
+        self.processor = processor
+        self.options = options or EngineOptions()
+        self.stepper = Stepper(network, semantics, keep_all=False, slots=self.options.slots)
+        self.frames_tracked = 0
+        self._jobs: list[_Job] = []
+        self._next_key = 0
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def label(
+        self,
+        video: Video,
+        prompts: Sequence[Prompt],
+        first_frame: int = 0,
+        last_frame: int | None = None,
+        lane: Lane = "bulk",
+    ) -> Iterator[FrameMasks]:
+        """Masks of every prompted object on every frame of the span, as they are made.
+
+        Forward from the first prompt of all, then backward from the objects' first prompts:
+        each object once on each frame. last_frame: inclusive, None for the video's end.
+        Closing the iterator stops the work within a step. Raises PromptError before the first
+        mask for prompts outside the video, VideoError where decoding ends early.
+        """
+        info = video.info
+        plan = LabellingPlan.make(prompts, first_frame, last_frame, info.height, info.width)
+        with self._changed:
+            if self._stopped:
+                raise Cancelled("the engine is closed")
+            job = _Job(video, plan, lane, self._next_key)
+            self._next_key += len(plan.object_ids)
+        feeder = threading.Thread(target=self._feed, args=(job,), name="decode", daemon=True)
+        with self._changed:
+            self._jobs.append(job)
+            feeder.start()
+        try:
+            yield from self._results(job)
+        finally:
+            with self._changed:
+                job.closed = True
+                self._changed.notify_all()
+            feeder.join()  # the video is the caller's to close; nobody reads it any more
+
+    def close(self) -> None:
+        """Stop after the present step; labels in progress raise Cancelled."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _results(self, job: _Job) -> Iterator[FrameMasks]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: job.results or job.error or job.all_tracked or self._stopped
+                )
+                if job.results:
+                    result = job.results.popleft()
+                    self._changed.notify_all()
+                elif job.error is not None:
+                    raise job.error
+                elif job.all_tracked:
+                    return
+                else:
+                    raise Cancelled("the engine was closed while this video was being labelled")
+            yield result
+
+    # Decoding: one thread for each video.
+
+    def _feed(self, job: _Job) -> None:
+        try:
+            for visit in job.plan.visits(job.video):
+                pixels = self.processor.video_processor.resize(visit.frame.rgb)
+                with self._changed:
+                    self._changed.wait_for(
+                        lambda: len(job.decoded) < self.options.frames_ahead or self._is_over(job)
+                    )
+                    if self._is_over(job):
+                        return
+                    job.decoded.append(_Decoded(job, visit, pixels))
+                    self._changed.notify_all()
+            with self._changed:
+                job.all_decoded = True
+                self._changed.notify_all()
+        except BaseException as error:  # crosses to the thread that asked
+            self._fail([job], error)
+
+    def _is_over(self, job: _Job) -> bool:
+        return job.closed or self._stopped or job.error is not None
+
+    def _fail(self, jobs: Iterable[_Job], error: BaseException) -> None:
+        with self._changed:
+            for job in jobs:
+                job.error = error
+            self._changed.notify_all()
+
+    # The engine's thread: encode, step, and again.
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped or self._has_work())
+                if self._stopped:
+                    return
+                self._drop_finished()
+                frames = self._next_frames()
+            try:
+                self._encode(frames)
+            except BaseException as error:  # every video of the batch failed, no other
+                self._fail((f.job for f in frames), error)
+            with self._changed:
+                step = self._next_step()
+            try:
+                self._step(step)
+            except BaseException as error:
+                self._fail((e.job for e in step), error)
+
+    def _has_work(self) -> bool:
+        return any(self._is_finished(job) or self._can_go_on(job) for job in self._jobs)
+
+    def _can_go_on(self, job: _Job) -> bool:
+        to_encode = bool(job.decoded) and not job.encoded
+        return to_encode or (bool(job.encoded) and len(job.results) < self.options.results_ahead)
+
+    def _is_finished(self, job: _Job) -> bool:
+        tracked = job.all_decoded and not job.decoded and not job.encoded
+        return tracked or self._is_over(job)
+
+    def _drop_finished(self) -> None:
+        for job in [j for j in self._jobs if self._is_finished(j)]:
+            job.all_tracked = not self._is_over(job)
+            self._jobs.remove(job)
+            if job.in_bank:
+                for key in job.keys.values():
+                    self.stepper.bank.remove_object(key)
+        self._changed.notify_all()
+
+    def _in_turn(self) -> list[_Job]:
+        """Videos that may go on now: interactive ones alone while any has something to do."""
+        urgent = [j for j in self._jobs if j.lane == "interactive" and self._can_go_on(j)]
+        return urgent or self._jobs
+
+    def _next_frames(self) -> list[_Decoded]:
+        """Frames to encode together when some video has none ready: one each, and again."""
+        jobs = [j for j in self._in_turn() if j.decoded]
+        if all(j.encoded for j in jobs):
+            return []
+        frames: list[_Decoded] = []
+        while jobs and len(frames) < self.options.frame_batch:
+            frames += [j.decoded.popleft() for j in jobs]
+            jobs = [j for j in jobs if j.decoded]
+        self._changed.notify_all()
+        return frames
+
+    def _encode(self, frames: list[_Decoded]) -> None:
+        if not frames:
+            return
+        pixels = torch.stack([f.pixels for f in frames])
+        if self.network.device.type == "cuda":
+            pixels = pixels.pin_memory().to(self.network.device, non_blocking=True)
+        features = self.network.encode_images(self.processor.video_processor.normalise(pixels))
+        for row, frame in enumerate(frames):
+            one = features.rows(slice(row, row + 1))
+            frame.job.encoded.append(_Encoded(frame.job, frame.visit, one))
+
+    def _next_step(self) -> list[_Encoded]:
+        """The next frame of each video whose masks are being taken."""
+        ahead = self.options.results_ahead
+        jobs = [j for j in self._in_turn() if j.encoded and not self._is_over(j)]
+        return [j.encoded.popleft() for j in jobs if len(j.results) < ahead]
+
+    def _step(self, step: list[_Encoded]) -> None:
+        """Advance each of these videos by its frame, all their objects together."""
+        if not step:
+            return
+        image = join_rows([e.features for e in step])
+        wanted = [
+            (e, row, task) for row, e in enumerate(step) for task in e.job.plan.tasks(e.visit)
+        ]
+        asks: dict[Kind, list[Ask]] = {}
+        places: dict[Kind, list[tuple[int, int]]] = {}
+        answers: dict[tuple[int, int], StepOutput] = {}
+        for encoded, row, task in wanted:
+            if task.kind == "recall":
+                answers[row, task.object_id] = encoded.job.answers.pop(
+                    (task.object_id, encoded.visit.frame.index)
+                )
+                continue
+            asks.setdefault(task.kind, []).append(self._ask(encoded, row, task))
+            places.setdefault(task.kind, []).append((row, task.object_id))
+        run = {
+            "begin": self.stepper.prompt,
+            "restate": self.stepper.prompt,
+            "correct": self.stepper.correct,
+            "track": self.stepper.track,
+        }
+        for kind, group in asks.items():
+            output = run[kind](image, group)
+            for i, place in enumerate(places[kind]):
+                answers[place] = output.rows(slice(i, i + 1))
+        for row, encoded in enumerate(step):
+            self._finish(encoded, {o: a for (r, o), a in answers.items() if r == row})
+        self.frames_tracked += len(step)
+
+    def _ask(self, encoded: _Encoded, row: int, task: Task) -> Ask:
+        job, visit = encoded.job, encoded.visit
+        if not job.in_bank:
+            for key in job.keys.values():
+                self.stepper.bank.add_object(key)
+            job.in_bank = True
+        prompt = None
+        if task.prompt is not None:
+            size = (job.video.info.height, job.video.info.width)
+            prompt = self.processor.model_prompt(task.prompt, *size).to(self.network.device)
+        # A stream's length is not known, so pointers always reach back the full span.
+        return Ask(job.keys[task.object_id], row, visit.frame.index, visit.direction, None, prompt)
+
+    def _finish(self, encoded: _Encoded, answers: dict[int, StepOutput]) -> None:
+        """Keep what was read ahead, or hand out the masks of a visited frame."""
+        job, frame = encoded.job, encoded.visit.frame
+        if encoded.visit.stage == "restate":
+            job.answers |= {(o, frame.index): answer for o, answer in answers.items()}
+            return
+        info = job.video.info
+        ids = [o for o in job.plan.object_ids if o in answers]
+        masks = tracked_masks(
+            concatenate([answers[o] for o in ids]),
+            ids,
+            [frame.index in job.plan.prompts[o] for o in ids],
+            info.height,
+            info.width,
+        )
+        result = FrameMasks(frame.index, frame.pts_s, info.height, info.width, masks)
+        with self._changed:
+            job.results.append(result)
+            self._changed.notify_all()
