@@ -202,7 +202,7 @@ def test_an_outcome_that_contradicts_itself_is_refused() -> None:
         VideoOutcome(
             status=Status.FAILED, reason=FailureReason.TIMEOUT, mask_object=masks, **common
         )
-    with pytest.raises(ValueError, match="together"):
+    with pytest.raises(ValueError, match="without tracks"):
         VideoOutcome(status=Status.OK, mask_object=masks, **common)
 
 

@@ -220,13 +220,16 @@ class VideoRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MaskObject:
-    """A Parquet file of masks in storage that no commit names yet."""
+class DataFile:
+    """A Parquet file in a table's folder, which no commit need name yet."""
 
-    path: str  # relative to the masks table
+    path: str  # relative to the table's folder
     size_bytes: int
     num_rows: int
     stats: str  # Delta Lake statistics, JSON
+
+
+MaskObject = DataFile  # the masks of one video
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,8 +305,8 @@ class VideoOutcome:
             )
         if failed and (self.tracks or self.mask_object is not None):
             raise ValueError(f"{self.video_id}: a failed video has neither tracks nor masks")
-        if bool(self.tracks) != (self.mask_object is not None):
-            raise ValueError(f"{self.video_id}: wanted tracks and masks together, or neither")
+        if self.mask_object is not None and not self.tracks:
+            raise ValueError(f"{self.video_id}: masks without tracks would never be seen")
 
 
 def outcomes_to_table(outcomes: Iterable[VideoOutcome]) -> pa.Table:

@@ -1,0 +1,127 @@
+"""Parquet files as tables hold them: sorted, compressed, with the statistics readers skip by.
+
+Knows nothing of logs and commits: a file written here is not part of a table yet.
+"""
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from workflows.rows import DataFile
+from workflows.storage import NotFound, Storage
+from workflows.uris import join_uri
+
+ROW_GROUP_ROWS = 16_384  # 8k to 32k: small enough to skip within a file, large enough to compress
+ZSTD_LEVEL = 3  # the smallest of the codecs tried on COCO counts; higher levels gain under 1 %
+SORT_ORDER = ("video_id", "object_id", "frame_index", "revision")
+STATISTICS = ("video_id", "object_id", "frame_index", "revision")
+
+
+def sorted_rows(table: pa.Table) -> pa.Table:
+    """By video, object, frame and revision, as far as the table has them."""
+    return table.sort_by([(name, "ascending") for name in SORT_ORDER if name in table.column_names])
+
+
+def encode_parquet(table: pa.Table, metadata: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of a Parquet file; metadata goes to its footer."""
+    buffer = io.BytesIO()
+    plain = {"counts", "detail"}  # each value its own: a dictionary would only cost
+    writer = pq.ParquetWriter(
+        buffer,
+        table.schema,
+        compression="zstd",
+        compression_level=ZSTD_LEVEL,
+        use_dictionary=[name for name in table.column_names if name not in plain],
+    )
+    with writer:
+        writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        writer.add_key_value_metadata(dict(metadata or {}))
+    return buffer.getvalue()
+
+
+def statistics(table: pa.Table) -> str:
+    """Delta Lake's statistics of a file, JSON: what lets a reader skip it."""
+    stats: dict[str, Any] = {
+        "numRecords": table.num_rows,
+        "minValues": {},
+        "maxValues": {},
+        "nullCount": {},
+    }
+    for name in STATISTICS:
+        if name in table.column_names and table.num_rows:
+            extremes = pc.min_max(table[name]).as_py()
+            stats["minValues"][name] = extremes["min"]
+            stats["maxValues"][name] = extremes["max"]
+            stats["nullCount"][name] = table[name].null_count
+    return json.dumps(stats)
+
+
+def write_data_file(storage: Storage, folder: str, path: str, table: pa.Table) -> DataFile:
+    """Sort, encode and put one file; overwrites."""
+    table = sorted_rows(table)
+    data = encode_parquet(table)
+    storage.put(join_uri(folder, path), data)
+    return DataFile(
+        path=path, size_bytes=len(data), num_rows=table.num_rows, stats=statistics(table)
+    )
+
+
+def open_files(
+    storage: Storage, folder: str, paths: Sequence[str], schema: pa.Schema
+) -> ds.FileSystemDataset:
+    """Files of one table as a pyarrow dataset, nothing read yet."""
+    format = ds.ParquetFileFormat()
+    filesystem = storage.arrow_filesystem(folder)
+    fragments = [format.make_fragment(path, filesystem) for path in paths]
+    return ds.FileSystemDataset(fragments, schema, format, filesystem)
+
+
+def read_files(
+    storage: Storage,
+    folder: str,
+    paths: Sequence[str],
+    schema: pa.Schema,
+    where: pc.Expression | None = None,
+) -> pa.Table:
+    """All rows of some files that satisfy a filter, in schema's columns."""
+    return storage.retry.call(
+        folder,
+        lambda _: open_files(storage, folder, paths, schema).to_table(
+            columns=schema.names, filter=where
+        ),
+    )
+
+
+def stream_files(
+    storage: Storage,
+    folder: str,
+    paths: Sequence[str],
+    schema: pa.Schema,
+    where: pc.Expression | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """As `read_files`, batch by batch, in constant memory."""
+    scanner = open_files(storage, folder, paths, schema).scanner(
+        columns=schema.names, filter=where, batch_readahead=4, fragment_readahead=4
+    )
+    yield from scanner.to_batches()
+
+
+def read_footer(storage: Storage, folder: str, path: str) -> Mapping[bytes, bytes]:
+    """The metadata in a file's footer, reading little else. Raises NotFound, naming the URI."""
+    filesystem = storage.arrow_filesystem(folder)
+
+    def attempt(_: float) -> Mapping[bytes, bytes]:
+        try:
+            with filesystem.open_input_file(path) as file:
+                metadata: Mapping[bytes, bytes] = pq.read_metadata(file).metadata or {}
+                return metadata
+        except FileNotFoundError as e:
+            raise NotFound(f"{join_uri(folder, path)}: not found") from e
+
+    return storage.retry.call(join_uri(folder, path), attempt)
