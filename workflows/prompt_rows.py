@@ -7,12 +7,13 @@ door, `decode_prompts`, so that a bad one fails its own video only.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
 
-from sam2model.prompts import Prompt, PromptError
+if TYPE_CHECKING:  # the model's package loads torch, which a reader of rows can do without
+    from sam2model.prompts import Prompt
 
 SCHEMA_VERSION = 1  # part of every fingerprint: raise it and everything is labelled again
 
@@ -53,12 +54,12 @@ class PromptRow(TypedDict):
     category: NotRequired[str | None]
 
 
-def decode_prompts(rows: Iterable[PromptRow]) -> list[Prompt]:
+def decode_prompts(rows: Iterable[PromptRow]) -> "list[Prompt]":
     """The prompts for the engine. Raises PromptError for one that no video could satisfy."""
     return [_decode(row) for row in rows]
 
 
-def encode_prompt(prompt: Prompt, category: str | None = None) -> PromptRow:
+def encode_prompt(prompt: "Prompt", category: str | None = None) -> PromptRow:
     """The row of a prompt; the inverse of `decode_prompts` up to float32."""
     from sam2model.rle import encode_mask
 
@@ -108,7 +109,9 @@ def config_hash(inference_config: Mapping[str, Any]) -> str:
     return _digest(inference_config)
 
 
-def _decode(row: PromptRow) -> Prompt:
+def _decode(row: PromptRow) -> "Prompt":
+    from sam2model.prompts import Prompt, PromptError
+
     points, box = row.get("points") or [], row.get("box")
     try:
         return Prompt(
@@ -124,6 +127,7 @@ def _decode(row: PromptRow) -> Prompt:
 
 
 def _decode_mask(row: PromptRow) -> Any:
+    from sam2model.prompts import PromptError
     from sam2model.rle import RleError, decode
 
     mask = row.get("mask")
