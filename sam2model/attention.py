@@ -5,6 +5,7 @@ attention over two sets of keys can be joined exactly: `join`.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -25,24 +26,36 @@ def blocked(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     q: (N, L, D) scaled; k: (N, K, D); v: (N, K, V), V free → (N, L, V) and lse (N, L) fp32.
     """
     q, k, v = q.float(), k.float(), v.float()
+    count, length, _ = q.shape
     keys = k.transpose(1, 2)
-    outputs, sums = [], []
-    for start in range(0, q.shape[1], QUERY_BLOCK):
-        queries = q[:, start : start + QUERY_BLOCK]
-        top = q.new_full((*queries.shape[:2], 1), -torch.inf)
-        total = q.new_zeros(top.shape)
-        out = q.new_zeros((*queries.shape[:2], v.shape[-1]))
+    out = q.new_empty((count, length, v.shape[-1]))
+    lse = q.new_empty((count, length))
+    buffer = q.new_empty(count * QUERY_BLOCK * KEY_BLOCK)
+    for start in range(0, length, QUERY_BLOCK):
+        queries, block = q[:, start : start + QUERY_BLOCK], out[:, start : start + QUERY_BLOCK]
+        top = total = q.new_empty(0)
         for begin in range(0, k.shape[1], KEY_BLOCK):
-            scores = torch.bmm(queries, keys[:, :, begin : begin + KEY_BLOCK])
-            new_top = torch.maximum(top, scores.amax(dim=-1, keepdim=True))
-            shrink = (top - new_top).exp_()
-            scores.sub_(new_top).exp_()
-            total.mul_(shrink).add_(scores.sum(dim=-1, keepdim=True))
-            out.mul_(shrink).baddbmm_(scores, v[:, begin : begin + KEY_BLOCK])
-            top = new_top
-        outputs.append(out.div_(total))
-        sums.append((top + total.log()).squeeze(-1))
-    return torch.cat(outputs, dim=1), torch.cat(sums, dim=1)
+            some_keys, some_values = (
+                keys[:, :, begin : begin + KEY_BLOCK],
+                v[:, begin : begin + KEY_BLOCK],
+            )
+            shape = (count, queries.shape[1], some_keys.shape[2])
+            scores = buffer[: math.prod(shape)].view(shape)
+            torch.bmm(queries, some_keys, out=scores)
+            highest = scores.amax(dim=-1, keepdim=True)
+            if begin == 0:
+                top = highest
+                total = scores.sub_(top).exp_().sum(dim=-1, keepdim=True)
+                torch.bmm(scores, some_values, out=block)
+                continue
+            higher = torch.maximum(top, highest)
+            shrink = (top - higher).exp_()
+            top = higher
+            total.mul_(shrink).add_(scores.sub_(top).exp_().sum(dim=-1, keepdim=True))
+            block.mul_(shrink).baddbmm_(scores, some_values)
+        block.div_(total)
+        lse[:, start : start + QUERY_BLOCK] = (top + total.log()).squeeze(-1)
+    return out, lse
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,7 +123,9 @@ def _fastest(like: Tensor, value_width: int) -> Kernel:
     k = torch.randn(1, 4096, like.shape[-1], device=like.device, dtype=like.dtype)
     v = torch.randn(1, 4096, value_width, device=like.device, dtype=like.dtype)
     names = ["sdpa"] if like.device.type == "cuda" else ["sdpa", "blocked"]
-    seconds = {name: _time(KERNELS[name], q, k, v) for name in names}
+    # Turn by turn and the best of each, so that a busy machine slows all kernels alike.
+    rounds = [{name: _time(KERNELS[name], q, k, v) for name in names} for _ in range(5)]
+    seconds = {name: min(r[name] for r in rounds) for name in names}
     best = min(seconds, key=lambda name: seconds[name])
     log.info(
         "attention on %s %s, values %d wide: %s (%s)",
@@ -124,16 +139,15 @@ def _fastest(like: Tensor, value_width: int) -> Kernel:
 
 
 def _time(kernel: Kernel, q: Tensor, k: Tensor, v: Tensor) -> float:
-    """Seconds of the best of three calls after one to warm up."""
+    """Seconds of one call, the device idle before and after."""
+    synchronize(q.device)
+    start = time.perf_counter()
+    kernel(q, k, v)
+    synchronize(q.device)
+    return time.perf_counter() - start
 
-    def once() -> float:
-        if q.device.type == "cuda":
-            torch.cuda.synchronize(q.device)
-        start = time.perf_counter()
-        kernel(q, k, v)
-        if q.device.type == "cuda":
-            torch.cuda.synchronize(q.device)
-        return time.perf_counter() - start
 
-    once()
-    return min(once() for _ in range(3))
+def synchronize(device: torch.device) -> None:
+    """Wait for a device to finish; a processor always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

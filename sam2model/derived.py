@@ -35,15 +35,19 @@ class DerivedModule(nn.Module, Generic[T]):
                 self._derived = self.derive()
         return self._derived
 
-    def train(self, mode: bool = True) -> Self:
+    def weights_changed(self) -> None:
+        """Forget what was folded from the weights as they were."""
         self._derived = None
+
+    def train(self, mode: bool = True) -> Self:
+        self.weights_changed()
         return super().train(mode)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
-        self._derived = None
+        self.weights_changed()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._derived = None
+        self.weights_changed()
         super()._load_from_state_dict(*args, **kwargs)

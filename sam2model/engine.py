@@ -101,10 +101,10 @@ class Engine:
         semantics: Semantics = LABELLING,
         options: EngineOptions | None = None,
     ) -> None:
-        self.network = network
         self.processor = processor
         self.options = options or EngineOptions()
         self.stepper = Stepper(network, semantics, keep_all=False, slots=self.options.slots)
+        self.network = self.stepper.network
         self.frames_tracked = 0
         self._jobs: list[_Job] = []
         self._next_key = 0

@@ -1,10 +1,10 @@
 """A frame's features, conditioned on what is remembered of each object.
 
-Knows nothing of which frames are remembered or why; keys may come in any order. Four exact
+Knows nothing of which frames are remembered or why; keys may come in any order. Three exact
 rewrites of the published layers (identity tests: tests/test_memory_attention.py):
 values stay the 64 remembered channels and Wo·Wv is applied after the softmax; the first
 layer up to its cross-attention queries depends on the frame alone and runs once a frame;
-object pointers are attended apart and joined by log-sum-exp; rotary pairs are split into halves.
+object pointers are attended apart and joined by log-sum-exp.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from sam2model.attention import attend, join
 from sam2model.configuration import Sam2VideoConfig
 from sam2model.derived import DerivedModule
 from sam2model.hiera import ACTIVATIONS
-from sam2model.position_encoding import rotary_tables, rotate, split_pairs
+from sam2model.position_encoding import rotary_turns, rotate
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,10 @@ class Projection:
 
 @dataclass(frozen=True, slots=True)
 class FoldedLayer:
-    """One layer's projections: queries scaled, pairs split, values folded into the output."""
+    """One layer's projections: queries scaled by 1/√D, values folded into the output."""
 
     self_query: Projection
-    self_key: Projection
     cross_query: Projection
-    cross_key: Projection
     cross_output: Projection  # (C, heads·C_mem): all of Wo·Wv
 
 
@@ -71,15 +69,9 @@ class RopeAttention(nn.Module):
         self.o_proj = nn.Linear(inner, hidden)
 
     def fold_query(self) -> Projection:
-        """Queries, scaled by 1/√D and with their pairs split."""
+        """Queries, scaled by 1/√D."""
         scale = (self.q_proj.out_features // self.heads) ** -0.5
-        weight = split_pairs(self.q_proj.weight, self.heads) * scale
-        return Projection(weight, split_pairs(self.q_proj.bias, self.heads) * scale)
-
-    def fold_key(self) -> Projection:
-        """Keys with their pairs split as the queries' are."""
-        weight = split_pairs(self.k_proj.weight, self.heads)
-        return Projection(weight, split_pairs(self.k_proj.bias, self.heads))
+        return Projection(self.q_proj.weight * scale, self.q_proj.bias * scale)
 
     def fold_output(self) -> Projection:
         """Wo·Wv of every head side by side, in fp32: rows of a softmax sum to 1."""
@@ -123,35 +115,33 @@ class MemoryAttentionLayer(DerivedModule[FoldedLayer]):
         cross = self.cross_attn_image
         return FoldedLayer(
             self_query=self.self_attn.fold_query(),
-            self_key=self.self_attn.fold_key(),
             cross_query=cross.fold_query(),
-            cross_key=cross.fold_key(),
             cross_output=cross.fold_output(),
         )
 
-    def before_memory(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def before_memory(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
         """Self-attention, and the queries to memory: (N, L, C) → (N, L, C), (N, L, C')."""
         folded, attn = self.derived(), self.self_attn
         normed = self.layer_norm1(x)
-        q = rotate(attn.split_heads(folded.self_query(normed)), *rope)
-        k = rotate(attn.split_heads(folded.self_key(normed)), *rope)
+        q = rotate(attn.split_heads(folded.self_query(normed)), turns)
+        k = rotate(attn.split_heads(attn.k_proj(normed)), turns)
         looked, _ = attend(q, k, attn.split_heads(attn.v_proj(normed)))
         x = x + attn.o_proj(attn.merge_heads(looked.to(x.dtype)))
         queries = self.cross_attn_image.split_heads(folded.cross_query(self.layer_norm2(x)))
-        return x, self.cross_attn_image.merge_heads(rotate(queries, *rope))
+        return x, self.cross_attn_image.merge_heads(rotate(queries, turns))
 
     def after_queries(
-        self, x: Tensor, queries: Tensor, memory: MemoryKeys, rope: tuple[Tensor, Tensor]
+        self, x: Tensor, queries: Tensor, memory: MemoryKeys, turns: Tensor
     ) -> Tensor:
         """Attention to memory and the perceptron: (N, L, C) → (N, L, C)."""
         folded, attn = self.derived(), self.cross_attn_image
         q = attn.split_heads(queries)
         # (N, M, L, heads·D) → turn each frame's keys by their own place → (N·heads, M·L, D)
-        keys = folded.cross_key(memory.spatial_keys).unflatten(-1, (attn.heads, -1))
-        keys = rotate(keys.transpose(2, 3), *rope).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+        keys = attn.k_proj(memory.spatial_keys).unflatten(-1, (attn.heads, -1))
+        keys = rotate(keys.transpose(2, 3), turns).transpose(1, 2).flatten(2, 3).flatten(0, 1)
         spatial = attend(q, keys, attn.share_heads(memory.spatial.flatten(1, 2)))
 
-        pointer_keys = attn.split_heads(folded.cross_key(memory.pointer_keys))
+        pointer_keys = attn.split_heads(attn.k_proj(memory.pointer_keys))
         masked = _masked_attention(
             q,
             pointer_keys,
@@ -173,7 +163,7 @@ def _masked_attention(q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> tuple[T
     return torch.bmm((scores - finite.unsqueeze(-1)).exp(), v.float()), lse
 
 
-class MemoryAttention(DerivedModule[tuple[Tensor, Tensor]]):
+class MemoryAttention(DerivedModule[Tensor]):
     """The stack of layers. `prologue` once for each frame, `forward` for each object."""
 
     def __init__(self, config: Sam2VideoConfig) -> None:
@@ -184,11 +174,11 @@ class MemoryAttention(DerivedModule[tuple[Tensor, Tensor]]):
         )
         self.layer_norm = nn.LayerNorm(config.memory_attention_hidden_size)
 
-    def derive(self) -> tuple[Tensor, Tensor]:
-        """The rotary tables of the feature grid."""
+    def derive(self) -> Tensor:
+        """The rotary turns of the feature grid."""
         config = self.config
         inner = config.memory_attention_hidden_size // config.memory_attention_downsample_rate
-        return rotary_tables(
+        return rotary_turns(
             *config.feature_size,
             inner // config.memory_attention_num_attention_heads,
             float(config.rope_parameters["rope_theta"]),
@@ -203,11 +193,11 @@ class MemoryAttention(DerivedModule[tuple[Tensor, Tensor]]):
 
     def forward(self, tokens: Tensor, queries: Tensor, memory: MemoryKeys) -> Tensor:
         """tokens (N, L, C) and queries (N, L, C') of `prologue` → conditioned (N, L, C)."""
-        rope = self.derived()
+        turns = self.derived()
         x = tokens
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, MemoryAttentionLayer)
             if index > 0:
-                x, queries = layer.before_memory(x, rope)
-            x = layer.after_queries(x, queries, memory, rope)
+                x, queries = layer.before_memory(x, turns)
+            x = layer.after_queries(x, queries, memory, turns)
         return self.layer_norm(x)

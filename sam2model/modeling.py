@@ -162,14 +162,14 @@ class Sam2VideoModel(Sam2Network):
 
     def _stepper(self, session: Sam2VideoInferenceSession) -> Stepper:
         """The session's stepper, opened on first use."""
-        if session.stepper is None or session.stepper.network is not self:
+        if session.stepper is None or session.stepper.network is not self.for_compute():
             session.stepper = Stepper(self, self.semantics, keep_all=True, slots=self.slots)
             for _, known in session.objects():
                 session.stepper.bank.add_object(known.key)
         return session.stepper
 
     def _features(self, session: Sam2VideoInferenceSession, frame_idx: int) -> ImageFeatures:
-        return session.features(frame_idx, self.encode_images)
+        return session.features(frame_idx, self._stepper(session).network.encode_images)
 
     def _answer_pending(
         self,

@@ -41,40 +41,26 @@ def temporal_encoding(offsets: Tensor, channels: int) -> Tensor:
     return torch.cat((angle.sin(), angle.cos()), dim=-1)
 
 
-def rotary_tables(
+def rotary_turns(
     height: int, width: int, channels: int, theta: float, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the axial rotary angles: two (height·width, channels/2) fp32.
+) -> Tensor:
+    """The axial rotary turn of every cell, rows first: (height·width, channels/2) complex64.
 
-    One angle for each pair of channels; the first half of the pairs turns with x, the second
-    with y. `split_pairs` puts a projection's channels in the order that `rotate` expects.
+    One unit number for each pair of neighbouring channels; the first half of the pairs turns
+    with x, the second with y.
     """
     quarter = channels // 4
     frequency = theta ** (-torch.arange(quarter, dtype=torch.float32, device=device) / quarter)
     x = torch.arange(width, dtype=torch.float32, device=device).repeat(height)
     y = torch.arange(height, dtype=torch.float32, device=device).repeat_interleave(width)
     angle = torch.cat((x[:, None] * frequency, y[:, None] * frequency), dim=1)
-    return angle.cos(), angle.sin()
+    return torch.polar(torch.ones_like(angle), angle)
 
 
-def split_pairs(weight: Tensor, heads: int) -> Tensor:
-    """Reorder the output channels of a projection: even channels first, then odd, head by head.
-
-    weight: (heads·D, …). The order of channels does not matter to a dot product between two
-    projections that were both reordered, and whole halves rotate without shuffling.
-    """
-    pairs = weight.unflatten(0, (heads, -1, 2))  # (heads, D/2, 2, …)
-    return pairs.transpose(1, 2).flatten(0, 2)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the channel pairs of `x` (…, L, D), D in the order of `split_pairs`, in fp32.
-
-    cos, sin: (L, D/2). Returns the dtype of `x`.
-    """
-    even, odd = x.float().chunk(2, dim=-1)
-    turned = torch.cat((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
-    return turned.to(x.dtype)
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn the channel pairs of `x` (…, L, D) by `turns` (L, D/2) in fp32; the dtype of `x`."""
+    pairs = torch.view_as_complex(x.float().contiguous().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
 
 
 class FourierEncoding(nn.Module):

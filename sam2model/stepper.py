@@ -63,7 +63,7 @@ class Stepper:
     ) -> None:
         config = network.config
         height, width = config.feature_size
-        self.network = network
+        self.network = network.for_compute()
         self.semantics = semantics
         self.slots = slots
         self.bank = MemoryBank(
@@ -74,8 +74,8 @@ class Stepper:
             ),
             (height * width, config.memory_encoder_output_channels),
             config.hidden_size,
-            network.device,
-            network.dtype,
+            self.network.device,
+            self.network.dtype,
             one_history=semantics.one_history,
             keep_all=keep_all,
         )

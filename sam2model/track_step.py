@@ -19,6 +19,7 @@ from sam2model.memory_attention import MemoryAttention, MemoryKeys
 from sam2model.memory_bank import Readout
 from sam2model.memory_encoder import MemoryEncoder
 from sam2model.position_encoding import FourierEncoding, sine_encoding, temporal_encoding
+from sam2model.precision import fastest_dtype
 from sam2model.prompt_encoder import PromptEncoder
 
 ABSENT_LOGIT = -1024.0  # every pixel of an object that is not in the frame
@@ -123,6 +124,7 @@ class Sam2Network(DerivedModule[NetworkConstants]):
     def __init__(self, config: Sam2VideoConfig) -> None:
         super().__init__()
         self.config = config
+        self._fp32_copy: tuple[Sam2Network] | None = None  # in a tuple: not a part of this module
         hidden, memory = config.hidden_size, config.memory_encoder_output_channels
         prompt = config.prompt_encoder_config
         self.shared_image_embedding = FourierEncoding(prompt.hidden_size, prompt.scale)
@@ -164,6 +166,24 @@ class Sam2Network(DerivedModule[NetworkConstants]):
     def dtype(self) -> torch.dtype:
         """The weights' dtype; scores, logits and encodings are fp32 whatever it is."""
         return self.no_memory_embedding.dtype
+
+    def for_compute(self) -> "Sam2Network":
+        """This network, or its fp32 copy on a processor that multiplies fp32 faster.
+
+        The copy holds the same weights, so it differs by less rounding only; it lasts until the
+        weights are loaded, moved or trained.
+        """
+        if self.training or fastest_dtype(self.device, self.dtype) == self.dtype:
+            return self
+        if self._fp32_copy is None:
+            copy = Sam2Network(self.config).to(torch.float32).eval()
+            copy.load_state_dict(self.state_dict())
+            self._fp32_copy = (copy,)
+        return self._fp32_copy[0]
+
+    def weights_changed(self) -> None:
+        super().weights_changed()
+        self._fp32_copy = None
 
     def derive(self) -> NetworkConstants:
         height, width = self.config.feature_size
