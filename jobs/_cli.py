@@ -27,9 +27,12 @@ INPUT_ERRORS = frozenset(
         "CheckpointError",
         "ConfigError",
         "ManifestError",
+        "MaskSourceError",
         "NotFound",
         "PromptError",
         "RleError",
+        "TooLarge",
+        "UriNotAllowed",
         "UsageError",
         "VideoError",
     }
@@ -78,6 +81,13 @@ class JobParser(argparse.ArgumentParser):
 def job_parser(name: str, purpose: str) -> JobParser:
     """The parser of a job with a configuration: --config, --set and --log-level."""
     parser = JobParser(prog=f"maskmill {name}", description=purpose)
+    add_config_options(parser)
+    add_log_level(parser)
+    return parser
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """--config and --set, as `config` and `overrides` of workflows.config.load_config."""
     parser.add_argument("--config", metavar="FILE", help="YAML file, see configs/")
     parser.add_argument(
         "--set",
@@ -87,12 +97,10 @@ def job_parser(name: str, purpose: str) -> JobParser:
         default=[],
         help="override one key, such as compute.actors=4; may be repeated",
     )
-    add_log_level(parser)
-    return parser
 
 
 def add_log_level(parser: argparse.ArgumentParser) -> None:
-    """--log-level, for parsers of jobs and subcommands without a configuration."""
+    """--log-level, of every job and subcommand."""
     parser.add_argument(
         "--log-level",
         default="info",

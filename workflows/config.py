@@ -120,6 +120,15 @@ class LabelConfig:
         return keys
 
 
+@dataclass(frozen=True, slots=True)
+class ManifestConfig:
+    """The manifest job, whose choices are options of its own: only how to reach storage."""
+
+    __pydantic_config__ = STRICT
+
+    storage: StorageConfig = field(default_factory=StorageConfig)
+
+
 def load_config(
     cls: type[Config], path: str | Path | None = None, overrides: Sequence[str] = ()
 ) -> Config:

@@ -1,0 +1,181 @@
+"""Build a manifest of an annotated dataset, or list every fault of one."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs._cli import (
+    ALL_DONE,
+    BAD_INPUT,
+    JobParser,
+    Result,
+    UsageError,
+    add_config_options,
+    add_log_level,
+    run,
+)
+
+if TYPE_CHECKING:
+    from workflows.storage import Storage
+
+FAULTS_SHOWN = 100
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 2 where the source or the manifest has faults."""
+    return run(_parser(), lambda options: options.work(options), argv)
+
+
+def _parser() -> JobParser:
+    parser = JobParser(prog="maskmill manifest", description=__doc__)
+    actions = parser.add_subparsers(dest="action", metavar="build|check", required=True)
+    _add_build(actions.add_parser("build", help="make a manifest of an annotated dataset"))
+    _add_check(actions.add_parser("check", help="list every fault of a manifest, by row"))
+    return parser
+
+
+def _add_build(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a flat table (.parquet, .csv, .jsonl; a row per point, box or mask), COCO, "
+        "YouTube-VIS or SA-V JSON, or a folder in the layout of DAVIS, MOSE or SA-V",
+    )
+    parser.add_argument("--output", metavar="M.parquet", required=True, help="path or URI")
+    parser.add_argument(
+        "--from",
+        dest="kind",
+        default="auto",
+        choices=["auto", "table", "coco", "ytvis", "davis", "mose", "sav"],
+        help="what SOURCE is; auto tells by the names of files and folders",
+    )
+    parser.add_argument(
+        "--videos-root",
+        metavar="URI",
+        help="where relative video_uri start, and VIDEO_ID.mp4 lies; default: beside SOURCE",
+    )
+    parser.add_argument(
+        "--encode-frames",
+        metavar="DIR",
+        type=Path,
+        help="encode folders of JPEG frames as near-lossless videos in DIR, once each",
+    )
+    parser.add_argument(
+        "--crf", type=int, default=10, help="of --encode-frames: 0 is lossless, default 10"
+    )
+    parser.add_argument(
+        "--fps", type=int, default=24, help="of --encode-frames: frames a second, default 24"
+    )
+    parser.add_argument(
+        "--prompt",
+        choices=["mask", "box"],
+        default="mask",
+        help="of COCO and YouTube-VIS: what becomes the prompt, default mask",
+    )
+    parser.add_argument(
+        "--masklets",
+        choices=["manual", "auto"],
+        default="manual",
+        help="of a folder of SA-V JSON: which of the two files, default manual",
+    )
+    parser.add_argument(
+        "--frames-per-annotation",
+        type=int,
+        default=4,
+        help="of SA-V JSON: frames of video from one annotation to the next, default 4",
+    )
+    _add_shared(parser, _build)
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("manifest", metavar="M", help="path or URI; a folder ends in /")
+    parser.add_argument(
+        "--probe",
+        action="store_true",
+        help="open every video: is it there, do prompts and masks fit its size and length",
+    )
+    parser.add_argument(
+        "--limit",
+        type=int,
+        default=FAULTS_SHOWN,
+        help=f"faults shown, default {FAULTS_SHOWN}; all are counted",
+    )
+    _add_shared(parser, _check)
+
+
+def _add_shared(
+    parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], Result]
+) -> None:
+    add_config_options(parser)
+    add_log_level(parser)
+    parser.set_defaults(work=work)
+
+
+def _build(options: argparse.Namespace) -> Result:
+    from workflows.manifest_build import BuildOptions, build_manifest
+    from workflows.video_files import EncodeFrames
+
+    encode = None
+    if options.encode_frames is not None:
+        encode = EncodeFrames(options.encode_frames, options.crf, options.fps)
+    summary = build_manifest(
+        options.source,
+        options.output,
+        _storage(options),
+        BuildOptions(
+            kind=None if options.kind == "auto" else options.kind,
+            videos_root=options.videos_root,
+            encode=encode,
+            prompt=options.prompt,
+            sav_masklets=options.masklets,
+            frames_per_annotation=options.frames_per_annotation,
+        ),
+    )
+    left_out = summary.videos_without_prompts
+    return Result(
+        {
+            "manifest": options.output,
+            "from": summary.kind,
+            "videos": summary.videos,
+            "prompts": summary.prompts,
+            "videos_without_prompts": len(left_out),
+        }
+    )
+
+
+def _check(options: argparse.Namespace) -> Result:
+    from workflows.manifest_check import ManifestCheck, probe_with
+
+    if options.limit < 0:
+        raise UsageError(f"--limit {options.limit}: wanted 0 or more")
+    storage = _storage(options)
+    check = ManifestCheck(options.manifest, storage, probe_with(storage) if options.probe else None)
+    faults = 0
+    for fault in check.faults():
+        faults += 1
+        if faults <= options.limit:
+            print(fault)
+    if faults > options.limit:
+        print(f"… and {faults - options.limit} more, shown with --limit {faults}")
+    return Result(
+        {
+            "manifest": options.manifest,
+            "videos": check.videos,
+            "prompts": check.prompts,
+            "faults": faults,
+        },
+        BAD_INPUT if faults else ALL_DONE,
+    )
+
+
+def _storage(options: argparse.Namespace) -> "Storage":
+    from workflows.config import ManifestConfig, load_config
+    from workflows.storage import Storage
+
+    return Storage(load_config(ManifestConfig, options.config, options.overrides).storage)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
