@@ -1,17 +1,20 @@
-"""An S3 server for tests: moto behind a door that can throttle, fail and lose answers."""
+"""An S3 server for tests: moto behind a door that can throttle and lose answers.
 
-import threading
+It is a process of its own: clients written in Rust may wait for an answer with the interpreter's
+lock held, and a server in their process would then never give one.
+"""
+
+import json
+import logging
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
-from moto.moto_server.werkzeug_app import (
-    DomainDispatcherApplication,
-    MotoRequestHandler,
-    create_backend_app,
-)
-from werkzeug.serving import make_server
 
 from workflows.storage import Storage, StorageConfig
 
@@ -28,19 +31,11 @@ SLOW_DOWN = (
 )
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class ObjectStore:
-    """The server's address, what it was asked, and which of the next answers go wrong.
+    """The server as tests see it."""
 
-    throttled: so many coming requests are refused. lost: so many are obeyed, but answered as if
-    they had failed. Both count only requests whose method and path contain what `faulty` says.
-    """
-
-    endpoint_url: str = ""
-    requests: list[str] = field(default_factory=list)
-    throttled: int = 0
-    lost: int = 0
-    faulty: str = ""
+    endpoint_url: str
 
     @property
     def config(self) -> StorageConfig:
@@ -55,57 +50,111 @@ class ObjectStore:
     def storage(self) -> Storage:
         return Storage(self.config)
 
-    def serve(self, app: Any, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        request = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
-        self.requests.append(request)
-        if self.throttled and self.faulty in request:
-            self.throttled -= 1
+    def misbehave(self, faulty: str, throttled: int = 0, lost: int = 0) -> None:
+        """Of the coming requests that contain `faulty`, refuse some, then obey but deny others."""
+        self._ask({"faulty": faulty, "throttled": throttled, "lost": lost, "requests": []})
+
+    def behave(self) -> None:
+        """No faults from now on; forget the requests so far."""
+        self.misbehave("")
+
+    @property
+    def requests(self) -> list[str]:
+        """As "METHOD /bucket/key", since the last `misbehave` or `behave`."""
+        requests: list[str] = self._ask({})["requests"]
+        return requests
+
+    @property
+    def faults_left(self) -> int:
+        state = self._ask({})
+        return int(state["throttled"] + state["lost"])
+
+    def _ask(self, changes: dict[str, Any]) -> dict[str, Any]:
+        body = json.dumps(changes).encode()
+        with urllib.request.urlopen(self.endpoint_url + "/_door", body, timeout=30) as answer:
+            state: dict[str, Any] = json.load(answer)
+            return state
+
+
+@dataclass
+class Door:
+    """What stands before moto, in the server's process."""
+
+    app: Any
+    state: dict[str, Any] = field(
+        default_factory=lambda: {"faulty": "", "throttled": 0, "lost": 0, "requests": []}
+    )
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        state, path = self.state, environ["PATH_INFO"]
+        if path == "/_door":
+            state |= json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
+            return self._answer("200 OK", json.dumps(state).encode(), start_response)
+        request = f"{environ['REQUEST_METHOD']} {path}"
+        state["requests"].append(request)
+        body = b"" if environ["REQUEST_METHOD"] == "HEAD" else SLOW_DOWN
+        if state["throttled"] and state["faulty"] in request:
+            state["throttled"] -= 1
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            return self._slow_down(environ, start_response)
-        if self.lost and self.faulty in request:
-            self.lost -= 1
-            list(app(environ, lambda *_: None))
-            return self._slow_down(environ, start_response)
-        answer: Iterable[bytes] = app(environ, start_response)
+            return self._answer("503 Slow Down", body, start_response)
+        if state["lost"] and state["faulty"] in request:
+            state["lost"] -= 1
+            list(self.app(environ, lambda *_: None))
+            return self._answer("503 Slow Down", body, start_response)
+        answer: Iterable[bytes] = self.app(environ, start_response)
         return answer
 
-    def _slow_down(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
-        body = b"" if environ["REQUEST_METHOD"] == "HEAD" else SLOW_DOWN
-        start_response("503 Slow Down", [("Content-Length", str(len(body)))])
+    def _answer(self, status: str, body: bytes, start_response: Any) -> list[bytes]:
+        start_response(status, [("Content-Length", str(len(body)))])
         return [body]
 
 
 @pytest.fixture(scope="session")
-def _object_store_server() -> Iterator[ObjectStore]:
-    store = ObjectStore()
-    app = DomainDispatcherApplication(create_backend_app)
-    server = make_server(
-        "127.0.0.1", 0, lambda e, s: store.serve(app, e, s), True, 1, MotoRequestHandler
-    )
-    store.endpoint_url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield store
-    server.shutdown()
-    thread.join()
+def object_store_server() -> Iterator[ObjectStore]:
+    command = [sys.executable, __file__]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
+    ) as server:
+        assert server.stdout is not None
+        port = int(server.stdout.readline())
+        yield ObjectStore(f"http://127.0.0.1:{port}")
+        server.kill()
 
 
 @pytest.fixture
 def object_store(
-    _object_store_server: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    object_store_server: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[ObjectStore]:
     """The server with an empty bucket `maskmill-test`, in good health."""
     import botocore.session
 
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
-    store = _object_store_server
-    store.throttled = store.lost = 0
+    store = object_store_server
     client = botocore.session.get_session().create_client("s3", endpoint_url=store.endpoint_url)
     client.create_bucket(Bucket=BUCKET)
-    store.requests.clear()
+    store.behave()
     yield store
-    store.throttled = store.lost = 0
+    store.behave()
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
         for item in page.get("Contents", []):
             client.delete_object(Bucket=BUCKET, Key=item["Key"])
+
+
+def main() -> None:
+    from moto.moto_server.werkzeug_app import (
+        DomainDispatcherApplication,
+        MotoRequestHandler,
+        create_backend_app,
+    )
+    from werkzeug.serving import make_server
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    door = Door(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, door, True, 1, MotoRequestHandler)
+    print(server.server_port, flush=True)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -193,8 +193,7 @@ def test_throttling_passes_by_without_multiplied_retries(object_store: ObjectSto
     waits_s: list[float] = []
     storage = Storage(object_store.config, Retry(attempts=5, sleep=waits_s.append))
     storage.put(f"{S3}/key", b"data")
-    object_store.requests.clear()
-    object_store.throttled, object_store.faulty = 3, "GET"
+    object_store.misbehave("GET", throttled=3)
     assert storage.read_range(f"{S3}/key", 0, 4) == b"data"
     assert [r for r in object_store.requests if r.startswith("GET")] == [
         "GET /maskmill-test/key"
@@ -206,10 +205,10 @@ def test_throttling_passes_by_without_multiplied_retries(object_store: ObjectSto
 @pytest.mark.cluster
 def test_a_fault_that_stays_is_unreadable_and_named(object_store: ObjectStore) -> None:
     storage = Storage(object_store.config, Retry(attempts=3, sleep=lambda _: None))
-    object_store.throttled, object_store.faulty = 10, "HEAD"
+    object_store.misbehave("HEAD", throttled=10)
     with pytest.raises(Unreadable, match=f"{S3}/key: OSError.*Service Unavailable"):
         storage.size(f"{S3}/key")
-    assert object_store.throttled == 7, "three attempts, not three times somebody else's"
+    assert object_store.faults_left == 7, "three attempts, not three times somebody else's"
 
 
 @pytest.mark.cluster
@@ -231,9 +230,9 @@ def test_an_exclusive_put_knows_its_own_object_when_the_answer_was_lost(
     object_store: ObjectStore,
 ) -> None:
     storage = Storage(object_store.config, Retry(sleep=lambda _: None))
-    object_store.lost, object_store.faulty = 1, "PUT"
+    object_store.misbehave("PUT", lost=1)
     assert storage.put_if_absent(f"{S3}/key", b"mine")
-    assert object_store.lost == 0
+    assert object_store.faults_left == 0
     assert not storage.put_if_absent(f"{S3}/key", b"mine"), "equal bytes of another are not ours"
 
 
@@ -254,7 +253,7 @@ def test_a_small_remote_video_comes_as_bytes_and_a_large_one_as_a_spooled_file(
     storage.put(f"{S3}/large", large)
     with storage.open_video(f"{S3}/small") as opened:
         assert opened == small
-    object_store.throttled, object_store.faulty = 1, "GET"
+    object_store.misbehave("GET", throttled=1)
     with storage.open_video(f"{S3}/large") as opened:
         assert isinstance(opened, Path)
         assert opened.read_bytes() == large
