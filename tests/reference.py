@@ -243,7 +243,7 @@ class Side:
     model: Any
     processor: Any
     session: Any
-    stream: Sequence[Tensor]
+    stream: Tensor
     size_hw: tuple[int, int]
 
     def play(self, script: Sequence[Step]) -> list[Emission]:
