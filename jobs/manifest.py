@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from workflows.storage import Storage
 
 FAULTS_SHOWN = 100
+TABLES = """
+Columns of a flat table: video_id, object_id, frame_index (from 0), and on each row a point (x, y,
+positive: true where not given), a box (x0, y0, x1, y1), a point and a box, or a mask (mask_height,
+mask_width, mask_counts as COCO compressed run lengths), in pixels of the video as shown. Rows of
+the same video, object and frame are one prompt. May be left out: video_uri (then VIDEO_ID.mp4 is
+looked for), category, first_frame, last_frame, priority, and any tags.NAME.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> JobParser:
     parser = JobParser(prog="maskmill manifest", description=__doc__)
     actions = parser.add_subparsers(dest="action", metavar="build|check", required=True)
-    _add_build(actions.add_parser("build", help="make a manifest of an annotated dataset"))
+    _add_build(
+        actions.add_parser("build", help="make a manifest of an annotated dataset", epilog=TABLES)
+    )
     _add_check(actions.add_parser("check", help="list every fault of a manifest, by row"))
     return parser
 
@@ -63,7 +72,10 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         help="encode folders of JPEG frames as near-lossless videos in DIR, once each",
     )
     parser.add_argument(
-        "--crf", type=int, default=10, help="of --encode-frames: 0 is lossless, default 10"
+        "--crf",
+        type=int,
+        default=10,
+        help="of --encode-frames: x264 quality, lower is better, default 10",
     )
     parser.add_argument(
         "--fps", type=int, default=24, help="of --encode-frames: frames a second, default 24"

@@ -100,10 +100,15 @@ def _read_table(uri: str, storage: Storage) -> pa.Table:
     data = pa.BufferReader(storage.read_bytes(uri))
     try:
         if uri.endswith(".csv"):
-            blanks = pyarrow.csv.ConvertOptions(
-                column_types=TABLE_COLUMNS, strings_can_be_null=True, null_values=[""]
+            names = pyarrow.csv.open_csv(data).schema.names
+            data.seek(0)
+            # All as text, so that an id 007 stays one, and a bad number is named by its row.
+            as_text = pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()),
+                strings_can_be_null=True,
+                null_values=[""],
             )
-            return pyarrow.csv.read_csv(data, convert_options=blanks)
+            return pyarrow.csv.read_csv(data, convert_options=as_text)
         if uri.endswith((".jsonl", ".ndjson")):
             kinds = pa.schema(list(TABLE_COLUMNS.items()))
             options = pyarrow.json.ParseOptions(explicit_schema=kinds)
@@ -120,11 +125,7 @@ def _typed(table: pa.Table, uri: str) -> pa.Table:
         if name not in TABLE_COLUMNS and not name.startswith(TAG):
             choices = ", ".join([*TABLE_COLUMNS, TAG + "NAME"])
             raise ManifestError(f"{uri}: unknown column {name}; choices are {choices}")
-        wanted = TABLE_COLUMNS.get(name, pa.string())
-        try:
-            columns[name] = table.column(name).cast(wanted)
-        except pa.ArrowException as error:
-            raise ManifestError(f"{uri}: column {name}: {error}; wanted {wanted}") from error
+        columns[name] = _cast(table.column(name), TABLE_COLUMNS.get(name, pa.string()), name, uri)
     for name in REQUIRED:
         if name not in columns:
             raise ManifestError(f"{uri}: no column {name}; wanted {', '.join(REQUIRED)}")
@@ -132,6 +133,20 @@ def _typed(table: pa.Table, uri: str) -> pa.Table:
             row = columns[name].combine_chunks().is_null().index(True).as_py()
             raise ManifestError(f"{uri}: row {row}: {name} is not given")
     return pa.table(columns)
+
+
+def _cast(column: pa.ChunkedArray, wanted: pa.DataType, name: str, uri: str) -> pa.ChunkedArray:
+    try:
+        return column.cast(wanted)
+    except pa.ArrowException as error:
+        for row, value in enumerate(column):
+            try:
+                value.cast(wanted)
+            except pa.ArrowException as cause:
+                raise ManifestError(
+                    f"{uri}: row {row}: {name}: got {value.as_py()!r}; wanted {wanted}"
+                ) from cause
+        raise ManifestError(f"{uri}: {name}: {error}; wanted {wanted}") from error
 
 
 def _video_of(video_id: str, rows: list[Row], videos: VideoFiles) -> Row:

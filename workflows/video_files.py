@@ -47,7 +47,12 @@ class FoundVideo:
 
 @dataclass(frozen=True, slots=True)
 class EncodeFrames:
-    """How folders of frames become videos. crf: x264's, 0 lossless; 10 is beyond what one sees."""
+    """How folders of frames become videos.
+
+    crf: x264's, lower is better. At 10, JPEG frames of a 960×540 video take half of their bytes
+    and come back at 42.6 dB, a mean 1.5 levels of 255 off; the change to 4:2:0 colours alone, at
+    crf 0, leaves 45.0 dB and 1.2 levels.
+    """
 
     folder: Path
     crf: int = 10
@@ -145,7 +150,7 @@ def _read_frames(paths: list[Path]) -> Iterator[npt.NDArray[np.uint8]]:
         first = first or (height, width)
         if (height, width) != first:
             raise ManifestError(
-                f"{path}: {height}×{width} (rows × columns); wanted {first[0]}×{first[1]}, "
+                f"{path}: {height}×{width} px (rows × columns); wanted {first[0]}×{first[1]}, "
                 "the size of the first frame"
             )
         yield pixels
