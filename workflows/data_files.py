@@ -25,7 +25,8 @@ STATISTICS = ("video_id", "object_id", "frame_index", "revision")
 
 def sorted_rows(table: pa.Table) -> pa.Table:
     """By video, object, frame and revision, as far as the table has them."""
-    return table.sort_by([(name, "ascending") for name in SORT_ORDER if name in table.column_names])
+    keys = [(name, "ascending") for name in SORT_ORDER if name in table.column_names]
+    return table.sort_by(keys) if keys else table
 
 
 def encode_parquet(table: pa.Table, metadata: Mapping[str, str] | None = None) -> bytes:

@@ -1,0 +1,175 @@
+"""Several processes write one dataset, some are killed: the rows are those of one undisturbed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow.parquet as pq
+import pytest
+import racing_writer
+from labels import contents, failed, mask_rows, ok, put
+from test_results import Killed, kill_at
+
+from workflows.compaction import compact, compact_one_batch
+from workflows.dataset_log import DatasetLog
+from workflows.mask_objects import write_mask_object
+from workflows.results import DatasetWriter
+from workflows.storage import Storage
+
+if TYPE_CHECKING:
+    from object_store import ObjectStore
+
+pytest_plugins = ["object_store"]
+
+
+def start(storage: Storage, root: str, seed: int) -> subprocess.Popen[str]:
+    config = json.dumps(dataclasses.asdict(storage.config))
+    command = [sys.executable, racing_writer.__file__, root, config, str(seed)]
+    paths = [Path(racing_writer.__file__).parent, Path(racing_writer.__file__).parents[1]]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def expected(storage: Storage, root: str) -> dict[str, list[tuple[object, ...]]]:
+    """What one writer makes that nobody disturbs."""
+    writer = start(storage, root, 0)
+    writer.communicate()
+    assert writer.returncode == 0
+    return contents(storage, root)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("place", ["disk", pytest.param("s3", marks=pytest.mark.slow)])
+def test_three_racing_writers_of_whom_some_are_killed_end_with_the_rows_of_one(
+    request: pytest.FixtureRequest, tmp_path: Path, place: str
+) -> None:
+    if place == "disk":
+        storage, folder = Storage(), str(tmp_path)
+    else:
+        store: ObjectStore = request.getfixturevalue("object_store")
+        storage, folder = store.storage, "s3://maskmill-test"
+    undisturbed = expected(storage, f"{folder}/undisturbed")
+    assert len(undisturbed["videos"]) == len(racing_writer.VIDEOS)
+    root = f"{folder}/raced"
+    chance = random.Random(7)
+    kills_left = {seed: 2 for seed in range(3)}
+    running = {seed: start(storage, root, seed) for seed in range(3)}
+    while running:
+        for seed, process in list(running.items()):
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line:
+                assert process.wait() == 0
+                process.stdout.close()
+                del running[seed]
+            elif kills_left[seed] and chance.random() < 0.3:
+                kills_left[seed] -= 1
+                process.kill()
+                process.communicate()
+                running[seed] = start(storage, root, seed)
+    assert sum(kills_left.values()) == 0, "every kill took place"
+    assert contents(storage, root) == undisturbed
+
+
+@pytest.mark.cluster
+def test_readers_see_whole_videos_while_a_writer_and_a_compactor_work(tmp_path: Path) -> None:
+    storage, root = Storage(), str(tmp_path / "set")
+    DatasetWriter(storage, root)
+    writer = start(storage, root, 1)
+    looks = 0
+    while writer.poll() is None:
+        seen = contents(storage, root)
+        labelled = {row[0] for row in seen["videos"] if row[2] == "ok"}
+        assert {row[0] for row in seen["tracks"]} == {row[0] for row in seen["masks"]} == labelled
+        assert {(r[0], r[1], r[2]) for r in seen["tracks"]} == {
+            (r[0], r[1], r[3]) for r in seen["masks"]
+        }
+        assert len(seen["masks"]) == len(set(seen["masks"])) == 3 * len(seen["tracks"])
+        looks += bool(labelled)
+    writer.communicate()
+    assert writer.returncode == 0 and looks > 3
+
+
+def test_compaction_keeps_every_row_and_sorts_them(tmp_path: Path) -> None:
+    storage, root = Storage(), str(tmp_path / "set")
+    writer = DatasetWriter(storage, root)
+    for video_id in ("c", "a", "b"):
+        writer.commit([put(storage, root, ok(video_id)), failed(f"not {video_id}")])
+    before = contents(storage, root)
+    report = compact(storage, root, keep_replaced_hours=None)
+    assert (report.files_before, report.files_after, report.files_deleted) == (9, 3, 0)
+    assert contents(storage, root) == before
+    tables = writer._log
+    (path,) = tables.masks.refresh().paths()
+    rows = pq.read_table(f"{root}/masks/{path}", columns=["video_id", "object_id", "frame_index"])
+    assert rows.to_pylist() == sorted(rows.to_pylist(), key=lambda row: tuple(row.values()))
+    again = compact(storage, root, keep_replaced_hours=0)
+    assert (again.files_before, again.files_after, again.files_deleted) == (3, 3, 9)
+    assert contents(storage, root) == before
+    assert writer.commit([put(storage, root, ok("a"))]).already == ("a",)
+
+
+def test_compaction_leaves_large_files_alone_and_fills_others_up_to_the_target(
+    tmp_path: Path,
+) -> None:
+    storage, root = Storage(), str(tmp_path / "set")
+    writer = DatasetWriter(storage, root)
+    for number in range(6):
+        masks = mask_rows(f"v{number}", frames=4000)
+        writer.commit([write_mask_object(storage, root, ok(f"v{number}"), masks)])
+    sizes = writer._log.masks.refresh().files()["size_bytes"].to_pylist()
+    compact(storage, root, target_bytes=3 * max(sizes))
+    files = writer._log.masks.refresh().files().sort_by("min_video_id")
+    assert files["num_rows"].to_pylist() == [24_000, 24_000]
+    assert files["max_video_id"].to_pylist() == ["v2", "v5"]
+
+
+def test_of_two_compactors_with_one_view_the_second_changes_nothing(tmp_path: Path) -> None:
+    storage, root = Storage(), str(tmp_path / "set")
+    writer = DatasetWriter(storage, root)
+    writer.commit([put(storage, root, ok("a")), put(storage, root, ok("b"))])
+    before = contents(storage, root)
+    first, second = DatasetLog(storage, root).masks, DatasetLog(storage, root).masks
+    first.refresh()
+    second.refresh()
+    writer.commit([put(storage, root, ok("c"))])
+    assert compact_one_batch(first)
+    assert not compact_one_batch(second)
+    assert len(contents(storage, root)["masks"]) == len(before["masks"]) + 6
+
+
+def test_a_long_job_merges_its_small_files_as_it_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workflows.results.SMALL_MASK_FILES", 6)
+    monkeypatch.setattr("workflows.results.SMALL_ROW_FILES", 4)
+    storage, root = Storage(), str(tmp_path / "set")
+    writer = DatasetWriter(storage, root)
+    for number in range(12):
+        writer.commit([put(storage, root, ok(f"v{number}"))])
+    tables = writer._log
+    assert tables.masks.refresh().files().num_rows <= 6
+    assert tables.tracks.refresh().files().num_rows <= 4
+    assert tables.videos.refresh().files().num_rows <= 4
+    seen = contents(storage, root)
+    assert (len(seen["videos"]), len(seen["masks"])) == (12, 72)
+
+
+def test_a_pending_commit_is_completed_before_its_files_could_be_deleted(tmp_path: Path) -> None:
+    storage, root = Storage(), str(tmp_path / "set")
+    writer = DatasetWriter(storage, root)
+    outcome = put(storage, root, ok("a"))
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, 4, before=True)
+        with pytest.raises(Killed):
+            writer.commit([outcome])
+    assert contents(storage, root)["videos"] == []
+    compact(storage, root, keep_replaced_hours=0)
+    assert len(contents(storage, root)["masks"]) == 6
