@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2model.inference_session import Sam2VideoInferenceSession
+from sam2model.inference_session import FrameSource, Sam2VideoInferenceSession
 from sam2model.mask_ops import fill_holes, remove_sprinkles, suppress_overlaps
 from sam2model.prompt_encoder import LABEL_BOX_END, LABEL_BOX_START
 from sam2model.prompts import Prompt, PromptError
@@ -95,6 +95,22 @@ class _ByteFrames:
 
     def __getitem__(self, index: int) -> Tensor:
         return self._processor.normalise(self._frames[index])
+
+
+class _FileFrames:
+    """Frames of a file, decoded when read; constant memory whatever its length."""
+
+    def __init__(self, video: Video, processor: Sam2VideoVideoProcessor) -> None:
+        self._video = video
+        self._processor = processor
+        self._length = video.count_frames()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Tensor:
+        frame = self._video.frame(index)
+        return self._processor.normalise(self._processor.resize(frame.rgb))
 
 
 class Sam2VideoProcessor:
@@ -186,24 +202,18 @@ class Sam2VideoProcessor:
         dtype: torch.dtype = torch.float32,
     ) -> Sam2VideoInferenceSession:
         """A session on a video: a list of frames, a file's path, or None for a stream."""
-        frames, height, width = None, None, None
-        if video is not None:
-            images = _decode(Path(video)) if isinstance(video, str | Path) else video
-            resized = []
-            for image in images:
-                size = tuple(_to_rgb(image).shape[-2:])
-                if height is not None and size != (height, width):
-                    raise ValueError(
-                        f"video: frame {len(resized)} is {size[0]}×{size[1]}, the first "
-                        f"{height}×{width}; wanted one size"
-                    )
-                height, width = size
-                resized.append(self.video_processor.resize(image))
-            if not resized:
-                raise ValueError("video: no frames")
-            stored = torch.stack(resized).to(video_storage_device or inference_device)
-            frames = _ByteFrames(stored, self.video_processor)
         del processing_device
+        frames: FrameSource | None = None
+        height: int | None = None
+        width: int | None = None
+        if isinstance(video, str | Path):
+            opened = Video(Path(video), name=str(video))
+            frames = _FileFrames(opened, self.video_processor)
+            height, width = opened.info.height, opened.info.width
+        elif video is not None:
+            resized, (height, width) = self._resize_all(video)
+            stored = resized.to(video_storage_device or inference_device)
+            frames = _ByteFrames(stored, self.video_processor)
         return Sam2VideoInferenceSession(
             video=frames,
             video_height=height,
@@ -213,6 +223,19 @@ class Sam2VideoProcessor:
             dtype=dtype,
             max_vision_features_cache_size=max_vision_features_cache_size,
         )
+
+    def _resize_all(self, images: Sequence[Image]) -> tuple[Tensor, tuple[int, int]]:
+        """Frames of one size to (T, 3, S, S) uint8, and that size."""
+        if len(images) == 0:
+            raise ValueError("video: no frames; wanted a list of images of one size")
+        sizes = [(image.shape[-2], image.shape[-1]) for image in map(_to_rgb, images)]
+        for index, (rows, columns) in enumerate(sizes):
+            if (rows, columns) != sizes[0]:
+                raise ValueError(
+                    f"video: frame {index} has {rows}×{columns} rows and columns, the first "
+                    f"{sizes[0][0]}×{sizes[0][1]}; wanted one size"
+                )
+        return torch.stack([self.video_processor.resize(image) for image in images]), sizes[0]
 
     def add_inputs_to_inference_session(
         self,
@@ -349,11 +372,6 @@ def _to_rgb(frame: Image) -> Tensor:
     if image.shape[0] == 3:
         return image
     raise ValueError(f"frame: shape {tuple(image.shape)}; wanted three colours, (H, W, 3)")
-
-
-def _decode(path: Path) -> list[Any]:
-    with Video(path, name=path.name) as video:
-        return [frame.rgb for frame in video.frames()]
 
 
 def _settings(content: dict[str, Any]) -> dict[str, Any]:

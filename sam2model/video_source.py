@@ -34,13 +34,14 @@ class VideoSource:
     def __init__(self, source: bytes | Path | BinaryIO, name: str) -> None:
         self.name = name
         self.error: OSError | None = None
-        self._owned = not hasattr(source, "read")
+        self._is_ours = not hasattr(source, "read")
         self._lock = threading.Lock()
         try:
             self._file = _open_file(source)
             self.size_bytes = self._file.seek(0, io.SEEK_END)
         except OSError as error:
-            raise self.unreadable(error) from error
+            self.error = error
+            raise self.unreadable() from error
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes from `offset`; fewer only at the end."""
@@ -52,12 +53,14 @@ class VideoSource:
         """A nameless file at the first byte, for a demuxer."""
         return SourceCursor(self)
 
-    def unreadable(self, error: OSError) -> VideoError:
-        """The failure to report when reading itself failed."""
-        return VideoError("unreadable", f"{self.name}: cannot be read: {error}")
+    def unreadable(self) -> VideoError:
+        """The failure to report when reading itself failed, with what reading said."""
+        error = VideoError("unreadable", f"{self.name}: cannot be read: {self.error}")
+        error.__cause__ = self.error
+        return error
 
     def close(self) -> None:
-        if self._owned:
+        if self._is_ours:
             self._file.close()
 
 
