@@ -40,6 +40,7 @@ from transformers.models.sam2_video.configuration_sam2_video import Sam2VideoCon
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoModel
 
 import sam2model
+from sam2model.attention import KERNELS, force_kernel
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
@@ -54,6 +55,18 @@ def test_masks_and_scores_match_transformers_within_1e_4(scenario: Scenario) -> 
     if scenario.flickers:
         absent = [bool((m == ABSENT).all()) for e in theirs for m in e.logits.values()]
         assert any(absent) and not all(absent)
+
+
+@pytest.mark.parametrize("kernel", list(KERNELS))
+def test_every_attention_kernel_matches_transformers_within_1e_4(kernel: str) -> None:
+    (scenario,) = (s for s in SCENARIOS if s.name == "stream of two objects that come and go")
+    force_kernel(kernel)
+    try:
+        ours, theirs = both(scenario)
+    finally:
+        force_kernel(None)
+
+    assert largest_error(ours, theirs) < TOLERANCE
 
 
 def test_the_table_of_errors_names_every_scenario(monkeypatch: pytest.MonkeyPatch) -> None:
