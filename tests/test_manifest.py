@@ -17,11 +17,17 @@ from sam2model.prompts import PromptError
 from sam2model.rle import encode_mask
 from sam2model.video_writer import write_video
 from workflows import manifest_check
-from workflows.manifest import ManifestError, RangeReader, read_manifest, write_manifest
+from workflows.manifest import (
+    READ_AHEAD_BYTES,
+    ManifestError,
+    RangeReader,
+    read_manifest,
+    write_manifest,
+)
 from workflows.manifest_check import ManifestCheck, probe_with
 from workflows.manifest_faults import validate_batch
 from workflows.rows import MANIFEST_SCHEMA, decode_prompts
-from workflows.storage import NotFound, Storage, Unreadable
+from workflows.storage import NotFound, Storage, StoredObject, Unreadable
 
 Row = dict[str, Any]
 HEIGHT, WIDTH = 4, 6
@@ -95,10 +101,14 @@ def test_disk_and_object_store_hold_the_same_manifest(place: str, tmp_path: Path
 
 
 def test_a_folder_is_read_file_by_file_in_the_order_of_names(tmp_path: Path) -> None:
+    class Unordered(Storage):
+        def list(self, folder: str) -> Iterator[StoredObject]:
+            return reversed([*super().list(folder)])
+
     for name, ids in (("part-1", ["c", "a"]), ("part-0", ["b"]), ("part-2", ["a"])):
         write_raw(tmp_path / f"{name}.parquet", [a_row(video_id) for video_id in ids])
     (tmp_path / "_SUCCESS").touch()
-    read = pa.Table.from_batches(read_manifest(str(tmp_path), Storage()))
+    read = pa.Table.from_batches(read_manifest(str(tmp_path), Unordered()))
     assert read["video_id"].to_pylist() == ["b", "c", "a", "a"]
     assert check_of(str(tmp_path)) == ["row 3 ('a'): video_id: repeats row 2; ids are unique"]
 
@@ -274,6 +284,33 @@ def test_reading_holds_a_piece_however_long_the_manifest(tmp_path: Path) -> None
     assert peak_bytes(400_000) < 1.3 * peak_bytes(100_000)
 
 
+def test_a_remote_manifest_is_read_in_ranges_not_in_whole_columns() -> None:
+    class Counting(Storage):
+        largest_bytes = 0
+
+        def read_range(self, uri: str, start: int, end: int) -> bytes:
+            self.largest_bytes = max(self.largest_bytes, end - start)
+            return super().read_range(uri, start, end)
+
+    ids = pa.array(np.random.default_rng(0).bytes(20).hex() + f"{i:060}" for i in range(50_000))
+    prompts = pa.array([a_row()["prompts"]] * 50_000, PROMPTS)
+    sink = pa.BufferOutputStream()
+    table = pa.table({"video_id": ids, "video_uri": ids, "prompts": prompts})
+    pq.write_table(table, sink, compression="none", use_dictionary=False)
+    storage = Counting()
+    storage.put("memory://bucket/long.parquet", sink.getvalue().to_pybytes())
+    batches = read_manifest("memory://bucket/long.parquet", storage)
+    assert sum(batch.num_rows for batch in batches) == 50_000
+    assert 0 < storage.largest_bytes <= READ_AHEAD_BYTES
+
+
+def test_a_column_given_twice_is_refused(uri: str) -> None:
+    table = pa.Table.from_pylist([a_row()], MANIFEST_SCHEMA)
+    write_raw(Path(uri), table.append_column("priority", pa.array([1], pa.int32())))
+    with pytest.raises(ManifestError, match="priority: is there twice"):
+        list(read_manifest(uri, Storage()))
+
+
 def test_writing_is_all_or_nothing(uri: str) -> None:
     write_manifest([a_row("before")], uri, Storage())
 
@@ -371,6 +408,11 @@ FAULTS: list[tuple[Row, str, str]] = [
     (points(), "prompts[0]", "empty; wanted points, a box or a mask"),
     (
         {"prompts": [a_prompt(mask=a_mask())]},
+        "prompts[0]",
+        "a mask together with points or a box; wanted one",
+    ),
+    (
+        {"prompts": [a_prompt(points=None, box=a_box(), mask=a_mask())]},
         "prompts[0]",
         "a mask together with points or a box; wanted one",
     ),

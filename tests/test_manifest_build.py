@@ -432,8 +432,12 @@ def ytvis(tmp_path: Path) -> Path:
                 "id": 501,
                 "video_id": 11,
                 "category_id": 3,
-                "segmentations": [None, uncompressed(square(1, 1)), mask_row(square(2, 2))],
-                "bboxes": [None, [1, 1, 8, 8], [2, 2, 8, 8]],
+                "segmentations": [
+                    mask_row(square(0, 0, 0)),  # nothing, said with a mask
+                    uncompressed(square(1, 1)),
+                    mask_row(square(2, 2)),
+                ],
+                "bboxes": [[0, 0, 0, 0], [1, 1, 8, 8], [2, 2, 8, 8]],
             },
             {
                 "id": 502,
