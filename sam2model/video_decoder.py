@@ -165,7 +165,7 @@ class VideoDecoder:
             )
         except av.FFmpegError as error:
             if self._source.error is not None:
-                raise self._source.unreadable() from error
+                raise self._source.unreadable() from self._source.error
             reason = find_fault(self._source, lambda: None) or "undecodable"
             why = "it is cut short" if reason == "truncated" else error.strerror
             raise VideoError(reason, f"{name}: cannot be opened: {why}") from error
@@ -309,7 +309,7 @@ class VideoDecoder:
     def _check_whole(self) -> None:
         """Raise if what the demuxer took for the end is not the end of the file as written."""
         if self._source.error is not None:
-            raise self._source.unreadable()
+            raise self._source.unreadable() from self._source.error
         match self._fault():
             case "truncated":
                 self._fail("is missing: the file is cut short")
@@ -328,7 +328,7 @@ class VideoDecoder:
     ) -> NoReturn:
         """Raise for the frame that is due: bytes that cannot be had, a cut file, else damage."""
         if self._source.error is not None:
-            raise self._source.unreadable() from cause
+            raise self._source.unreadable() from self._source.error
         reason = reason or self._fault() or "undecodable"
         count = f" of {self.stream.frames} (header)" if self.stream.frames else ""
         message = f"{self._source.name}: frame {self._index}{count} {what}"

@@ -55,9 +55,7 @@ class VideoSource:
 
     def unreadable(self) -> VideoError:
         """The failure to report when reading itself failed, with what reading said."""
-        error = VideoError("unreadable", f"{self.name}: cannot be read: {self.error}")
-        error.__cause__ = self.error
-        return error
+        return VideoError("unreadable", f"{self.name}: cannot be read: {self.error}")
 
     def close(self) -> None:
         if self._is_ours:
