@@ -20,24 +20,10 @@ BROKEN = 1  # a defect or a failing machine: traceback on stderr
 BAD_INPUT = 2  # the caller can mend it: one line on stderr
 FINISHED_WITH_FAILURES = 3
 
-# Exceptions of our own packages that blame the input, by name: importing their classes here would
-# import torch and pyarrow into every `--help`.
-INPUT_ERRORS = frozenset(
-    {
-        "CheckpointError",
-        "ConfigError",
-        "ManifestError",
-        "MaskSourceError",
-        "NotFound",
-        "PromptError",
-        "RleError",
-        "TooLarge",
-        "UriNotAllowed",
-        "UsageError",
-        "VideoError",
-    }
-)
+# An exception of our own packages blames the input if it is a ValueError or has one of these names;
+# by name, because importing the classes would load pyarrow and fsspec for every `--help`.
 OUR_PACKAGES = ("sam2model", "workflows", "jobs")
+INPUT_ERRORS = frozenset({"NotFound", "StaleRevision", "TooLarge", "UriNotAllowed"})
 
 
 class UsageError(ValueError):
@@ -172,7 +158,8 @@ def _with_choices(option: str, parser: argparse.ArgumentParser) -> str:
 def _input_error(error: BaseException) -> str | None:
     """The noun that blames the input, if the exception is one of ours or derives from one."""
     for cls in type(error).__mro__:
-        if cls.__name__ in INPUT_ERRORS and cls.__module__.partition(".")[0] in OUR_PACKAGES:
+        is_ours = cls.__module__.partition(".")[0] in OUR_PACKAGES
+        if is_ours and (issubclass(cls, ValueError) or cls.__name__ in INPUT_ERRORS):
             return cls.__name__
     return None
 

@@ -12,7 +12,14 @@ import pytest
 from jobs import _cli
 from jobs.__main__ import commands, main
 from jobs._cli import JobParser, Result, UsageError, job_parser, run
+from sam2model.checkpoint import CheckpointError
 from sam2model.prompts import PromptError
+from sam2model.rle import RleError
+from sam2model.video_source import VideoError
+from workflows.config import ConfigError
+from workflows.manifest import ManifestError
+from workflows.revisions import StaleRevision
+from workflows.storage import NotFound, Unreadable, UriNotAllowed
 
 ROOT = Path(__file__).parents[1]
 
@@ -232,7 +239,34 @@ def test_a_broken_pipe_of_someone_else_is_reported(capsys: pytest.CaptureFixture
     assert last_line(out)["error"]
 
 
-def test_every_input_error_exists_in_our_packages() -> None:
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [
+        (CheckpointError("no such folder"), 2),
+        (ConfigError("unknown key"), 2),
+        (ManifestError("row 3"), 2),
+        (NotFound("s3://b/m.parquet"), 2),
+        (RleError("too short"), 2),
+        (StaleRevision("v7", 1, 3, 4), 2),
+        (UriNotAllowed("ftp://h/v"), 2),
+        (VideoError("no_frames", "v.mp4: empty"), 2),
+        (Unreadable("s3://b/m.parquet: connection refused"), 1),
+        (ValueError("of nobody in particular"), 1),
+    ],
+)
+def test_errors_of_the_input_exit_2_and_of_the_machine_1(
+    error: Exception, exit_code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(options: argparse.Namespace) -> Result:
+        raise error
+
+    assert run(job_parser("fake", "fakes"), work, []) == exit_code
+    out, err = capsys.readouterr()
+    assert last_line(out) == {"error": {"code": type(error).__name__, "message": str(error)}}
+    assert ("Traceback" in err) == (exit_code == 1)
+
+
+def test_every_input_error_that_goes_by_name_exists() -> None:
     sources = [
         path.read_text() for package in _cli.OUR_PACKAGES for path in (ROOT / package).rglob("*.py")
     ]

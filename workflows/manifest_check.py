@@ -19,7 +19,7 @@ REPEATS_AT_ONCE = 500_000  # ids held as text while looking for repeats, some 10
 class ManifestCheck:
     """One reading of a manifest, counting what it sees.
 
-    Memory: a piece of the manifest, and 8 bytes a row for finding repeated ids.
+    Memory: a piece of the manifest, and at most 16 bytes a row for finding repeated ids.
     """
 
     def __init__(
@@ -71,7 +71,9 @@ class ManifestCheck:
 
     def _repeats(self, hashes: list[IntArray]) -> Iterator[Fault]:
         """Ids that stand in two rows. Only ids whose hashes repeat are ever held as text."""
-        every = np.sort(np.concatenate([np.empty(0, np.int64), *hashes]))
+        every = np.concatenate([np.empty(0, np.int64), *hashes])
+        hashes.clear()
+        every.sort()
         repeated = np.unique(every[1:][every[1:] == every[:-1]])
         for start in range(0, len(repeated), REPEATS_AT_ONCE):
             suspects = repeated[start : start + REPEATS_AT_ONCE]
