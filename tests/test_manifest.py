@@ -1,6 +1,7 @@
 """Manifests: read in pieces, checked row by row, written whole or not at all."""
 
 import json
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,23 @@ def test_a_damaged_page_is_refused_and_reported(uri: str) -> None:
     assert uri in check_of(uri)[-1]
 
 
+def test_whatever_bytes_are_damaged_no_other_rows_are_read_in_silence(uri: str) -> None:
+    write_manifest([a_row(f"v{i}") for i in range(300)], uri, Storage())
+    good = Path(uri).read_bytes()
+    rows = pa.Table.from_batches(read_manifest(uri, Storage()))
+    chance = random.Random(7)
+    reported = 0
+    for _ in range(150):
+        damaged = bytearray(good)
+        damaged[chance.randrange(len(good))] ^= 1 << chance.randrange(8)
+        Path(uri).write_bytes(damaged)
+        if check_of(uri):
+            reported += 1
+        else:
+            assert pa.Table.from_batches(read_manifest(uri, Storage())).equals(rows)
+    assert reported > 100
+
+
 def test_a_fault_of_the_storage_stays_one(uri: str) -> None:
     """A cut connection is no damaged manifest."""
 
@@ -281,7 +299,7 @@ def test_reading_holds_a_piece_however_long_the_manifest(tmp_path: Path) -> None
         return peak
 
     # Below some 100,000 rows a column is shorter than what is read ahead of it.
-    assert peak_bytes(400_000) < 1.3 * peak_bytes(100_000)
+    assert peak_bytes(300_000) < 1.3 * peak_bytes(100_000)
 
 
 def test_a_remote_manifest_is_read_in_ranges_not_in_whole_columns() -> None:
@@ -292,15 +310,15 @@ def test_a_remote_manifest_is_read_in_ranges_not_in_whole_columns() -> None:
             self.largest_bytes = max(self.largest_bytes, end - start)
             return super().read_range(uri, start, end)
 
-    ids = pa.array(np.random.default_rng(0).bytes(20).hex() + f"{i:060}" for i in range(50_000))
-    prompts = pa.array([a_row()["prompts"]] * 50_000, PROMPTS)
+    ids = pa.array(np.random.default_rng(0).bytes(20).hex() + f"{i:060}" for i in range(20_000))
+    prompts = pa.array([a_row()["prompts"]] * 20_000, PROMPTS)
     sink = pa.BufferOutputStream()
     table = pa.table({"video_id": ids, "video_uri": ids, "prompts": prompts})
     pq.write_table(table, sink, compression="none", use_dictionary=False)
     storage = Counting()
     storage.put("memory://bucket/long.parquet", sink.getvalue().to_pybytes())
     batches = read_manifest("memory://bucket/long.parquet", storage)
-    assert sum(batch.num_rows for batch in batches) == 50_000
+    assert sum(batch.num_rows for batch in batches) == 20_000
     assert 0 < storage.largest_bytes <= READ_AHEAD_BYTES
 
 
@@ -559,7 +577,7 @@ ANY_ROW = st.fixed_dictionaries(
 
 
 @given(st.lists(ANY_ROW, max_size=4))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_whatever_the_rows_hold_the_check_reports_and_the_engine_can_use_the_rest(
     rows: list[Row],
 ) -> None:

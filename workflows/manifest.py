@@ -154,7 +154,9 @@ def write_manifest(rows: Iterable[Mapping[str, Any]], uri: str, storage: Storage
     folder = _folder_beside(uri)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".manifest-") as spool:
         path = Path(spool) / "manifest.parquet"
-        with pq.ParquetWriter(path, MANIFEST_SCHEMA, compression="zstd") as writer:
+        with pq.ParquetWriter(
+            path, MANIFEST_SCHEMA, compression="zstd", write_page_checksum=True
+        ) as writer:
             while piece := list(islice(rows, ROWS_PER_GROUP)):
                 writer.write_batch(_checked(piece, count))
                 count += len(piece)
@@ -204,8 +206,13 @@ def _open_parquet(uri: str, storage: Storage) -> Iterator[pq.ParquetFile]:
     source = local_path(uri).open("rb") if is_local(uri) else RangeReader(uri, storage)
     with source:
         try:
-            yield pq.ParquetFile(source, buffer_size=READ_AHEAD_BYTES, pre_buffer=False)
-        except pa.ArrowException as error:
+            yield pq.ParquetFile(
+                source,
+                buffer_size=READ_AHEAD_BYTES,
+                pre_buffer=False,
+                page_checksum_verification=True,  # where the writer gave one, as we do
+            )
+        except (pa.ArrowException, UnicodeDecodeError) as error:
             raise ManifestError(f"{uri}: cannot be read as Parquet: {error}") from error
         except OSError as error:  # Arrow's word for a damaged page
             raise ManifestError(f"{uri}: damaged: {error}") from error
