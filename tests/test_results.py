@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from labels import contents, failed, mask_rows, ok, put, track
 
-from workflows.delta_log import TableLog
+from workflows.dataset_log import DatasetLog
+from workflows.delta_log import Conflict, TableLog
 from workflows.mask_objects import find_mask_object, mask_object_path, write_mask_object
 from workflows.results import DatasetWriter, merge_masks
 from workflows.revisions import StaleRevision
@@ -430,6 +431,19 @@ def test_old_commits_are_completed_by_whoever_comes_next(
         writer = DatasetWriter(storage, root)
         take(writer)
         assert (f"b{number}",) in keys(contents(storage, root), "videos", 0)
+
+
+def test_a_commit_must_follow_the_one_its_author_saw(
+    storage: Storage, root: str, writer: DatasetWriter
+) -> None:
+    writer.commit([failed("a")])
+    early, late = DatasetLog(storage, root).masks.refresh(), DatasetLog(storage, root).masks
+    early.commit(2, [], {"id": "early"})
+    with pytest.raises(Conflict, match="is at 2; wanted 1"):
+        late.refresh().commit(2, [], {"id": "late"})  # seen too late: a repetition
+    with pytest.raises(Conflict, match="Concurrent transaction"):
+        early.commit(2, [], {"id": "again"})  # seen too early: a race
+    assert late.refresh().note(2)["id"] == "early"
 
 
 @pytest.mark.cluster

@@ -74,12 +74,22 @@ def write_data_file(storage: Storage, folder: str, path: str, table: pa.Table) -
 
 
 def open_files(
-    storage: Storage, folder: str, paths: Sequence[str], schema: pa.Schema
+    storage: Storage,
+    folder: str,
+    paths: Sequence[str],
+    schema: pa.Schema,
+    guarantees: Sequence[pc.Expression | None] | None = None,
 ) -> ds.FileSystemDataset:
-    """Files of one table as a pyarrow dataset, nothing read yet."""
+    """Files of one table as a pyarrow dataset, nothing read yet.
+
+    guarantees: what holds for all rows of each file; a scan for anything else leaves it closed.
+    """
     format = ds.ParquetFileFormat()
     filesystem = storage.arrow_filesystem(folder)
-    fragments = [format.make_fragment(path, filesystem) for path in paths]
+    fragments = [
+        format.make_fragment(path, filesystem, partition_expression=guarantee)
+        for path, guarantee in zip(paths, guarantees or [None] * len(paths), strict=True)
+    ]
     return ds.FileSystemDataset(fragments, schema, format, filesystem)
 
 

@@ -120,7 +120,7 @@ class TableLog:
                 "max_video_id": actions["max.video_id"] if "max.video_id" in names else absent,
             }
         )
-        return files if video_ids is None else files.filter(_may_hold(files, video_ids))
+        return files if video_ids is None else files.filter(may_hold(files, video_ids))
 
     def paths(self, video_ids: Collection[str] | None = None) -> list[str]:
         paths: list[str] = self.files(video_ids)["path"].to_pylist()
@@ -205,7 +205,7 @@ def _adds(files: Sequence[DataFile], data_change: bool) -> list[AddAction]:
     ]
 
 
-def _may_hold(files: pa.Table, video_ids: Collection[str]) -> pa.ChunkedArray:
+def may_hold(files: pa.Table, video_ids: Collection[str]) -> pa.ChunkedArray:
     """Which files may hold one of the videos; a file without statistics may hold any."""
     low, high = files["min_video_id"], files["max_video_id"]
     keep = pc.or_(pc.is_null(low), pc.is_null(high))

@@ -1,0 +1,245 @@
+"""Reading a dataset: SQL over all of it, one video's masks, any earlier state. Never writes.
+
+Knows nothing of how commits are made, only that a view (dataset_log.py) is whole. DuckDB does the
+SQL over pyarrow datasets, so disk and object stores are read the same way, and skips files by the
+video ids in the log. The current row of an object is the one with its highest revision; it is found
+in tracks, which is small, and masks join it.
+"""
+
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from workflows.data_files import open_files, read_files, sorted_rows
+from workflows.dataset_log import DatasetLog
+from workflows.delta_log import TableLog, may_hold
+from workflows.rows import MASKS_SCHEMA
+from workflows.storage import NotFound, Storage
+
+At = datetime | int  # a time, or a revision: each object as of its newest one up to that
+
+ALLOWED = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
+LOCKED = """
+    SET TimeZone = 'UTC';
+    SET python_enable_replacements = false;
+    SET autoinstall_known_extensions = false;
+    SET autoload_known_extensions = false;
+    SET enable_external_access = false;
+    SET lock_configuration = true;
+"""
+# inner joins, not windows or semi-joins: DuckDB passes a filter on video_id through to both sides
+VIEWS = """
+    CREATE VIEW tracks AS SELECT * FROM _tracks WHERE {tracks_at};
+    CREATE VIEW videos AS SELECT * FROM _videos WHERE {videos_at};
+    CREATE VIEW runs AS SELECT * FROM _runs;
+    CREATE VIEW masks AS SELECT _masks.* FROM _masks {masks_at};
+    CREATE VIEW current_tracks AS
+        SELECT tracks.* FROM tracks JOIN (
+            SELECT video_id, object_id, max(revision) AS revision FROM tracks GROUP BY ALL
+        ) USING (video_id, object_id, revision);
+    CREATE VIEW current_masks AS
+        SELECT _masks.* FROM _masks JOIN (
+            SELECT video_id, object_id, arg_max(masks_revision, revision) AS revision
+            FROM tracks GROUP BY ALL
+        ) USING (video_id, object_id, revision);
+"""
+MASKS_AT = """JOIN (
+    SELECT DISTINCT video_id, object_id, masks_revision AS revision FROM tracks
+) USING (video_id, object_id, revision)"""
+
+
+class QueryError(ValueError):
+    """A query that is wrong or not allowed; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The files of one complete commit."""
+
+    number: int
+    files: Mapping[str, pa.Table]
+
+
+class Dataset:
+    """A dataset as of its newest commit, until `refresh`. Safe to share among threads.
+
+    Raises NotFound where there is none.
+    """
+
+    def __init__(self, uri: str, storage: Storage | None = None) -> None:
+        self.uri = uri
+        self.storage = storage or Storage()
+        self._log = DatasetLog(self.storage, uri)
+        self._lock = threading.Lock()
+        self._view = self._newest()
+
+    def refresh(self) -> "Dataset":
+        """See the newest commit."""
+        with self._lock:
+            self._view = self._newest()
+        return self
+
+    @property
+    def version(self) -> int:
+        """The number of the commit seen; each commit is one more."""
+        return self._view.number
+
+    def sql(
+        self, query: str, parameters: Sequence[Any] | None = None, at: At | None = None
+    ) -> pa.Table:
+        """The answer to one SELECT over masks, tracks, videos, runs and the current_ views.
+
+        parameters: values for the query's `?`. at: an earlier state of labels.
+        Raises QueryError for a statement that would write or read anything else, or is wrong.
+        """
+        try:
+            kinds = [statement.type for statement in duckdb.extract_statements(query)]
+            if len(kinds) != 1 or kinds[0] not in ALLOWED:
+                found = ", ".join(kind.name for kind in kinds) or "nothing"
+                raise QueryError(f"wanted one SELECT, got {found}; a dataset is only read here")
+            with self._connect(at) as connection:
+                relation = connection.sql(query, params=parameters)
+                answer: pa.Table = relation.to_arrow_table()
+                return answer
+        except duckdb.Error as e:
+            raise QueryError(f"{e}") from e
+
+    def masks(
+        self,
+        video_id: str,
+        object_ids: Collection[int] | None = None,
+        frames: tuple[int, int] | None = None,
+        at: At | None = None,
+    ) -> pa.Table:
+        """Current masks of a video, or those it had; MASKS_SCHEMA, by object and frame.
+
+        frames: first and last, both included.
+        """
+        tracks = self.tracks([video_id], at)
+        shown = [
+            (pc.field("object_id") == object_id) & (pc.field("revision") == revision)
+            for object_id, revision in zip(
+                tracks["object_id"].to_pylist(), tracks["masks_revision"].to_pylist(), strict=True
+            )
+            if object_ids is None or object_id in object_ids
+        ]
+        if not shown:
+            return MASKS_SCHEMA.empty_table()
+        where = (pc.field("video_id") == video_id) & _any(shown)
+        if frames is not None:
+            first, last = frames
+            where &= (pc.field("frame_index") >= first) & (pc.field("frame_index") <= last)
+        return sorted_rows(self._rows(self._log.masks, [video_id], where))
+
+    def tracks(self, video_ids: Sequence[str] | None = None, at: At | None = None) -> pa.Table:
+        """The current row of each object, or the one it had; TRACKS_SCHEMA, by video and object."""
+        where = _tracks_until(at)
+        if video_ids is not None:
+            where &= pc.field("video_id").isin(list(video_ids))
+        rows = sorted_rows(self._rows(self._log.tracks, video_ids, where))
+        return rows.filter(_is_last_of(rows, ["video_id", "object_id"]))
+
+    def videos(self, video_ids: Sequence[str] | None = None) -> pa.Table:
+        """The last attempt at each video, by video; VIDEOS_SCHEMA."""
+        where = pc.scalar(True)
+        if video_ids is not None:
+            where = pc.field("video_id").isin(list(video_ids))
+        rows = self._rows(self._log.videos, video_ids, where)
+        rows = rows.sort_by([("video_id", "ascending"), ("finished_at", "ascending")])
+        return rows.filter(_is_last_of(rows, ["video_id"]))
+
+    def video(self, video_id: str) -> dict[str, Any]:
+        """The last attempt at one video as a row. Raises NotFound if there was none."""
+        for row in self.videos([video_id]).to_pylist():
+            return dict(row)
+        raise NotFound(f"{self.uri}: no video {video_id!r}")
+
+    def _newest(self) -> View:
+        number = self._log.view()
+        tables = (self._log.masks, self._log.tracks, self._log.videos, self._log.runs.refresh())
+        return View(number, {table.name: table.files() for table in tables})
+
+    def _rows(
+        self, table: TableLog, video_ids: Collection[str] | None, where: pc.Expression
+    ) -> pa.Table:
+        files = self._view.files[table.name]
+        if video_ids is not None:
+            files = files.filter(may_hold(files, video_ids))
+        paths = files["path"].to_pylist()
+        return read_files(self.storage, table.folder, paths, table.schema, where)
+
+    def _connect(self, at: At | None) -> duckdb.DuckDBPyConnection:
+        """A database of views, shut off from everything else."""
+        connection = duckdb.connect()
+        view = self._view
+        for table in (self._log.masks, self._log.tracks, self._log.videos, self._log.runs):
+            connection.register("_" + table.name, self._scannable(table, view.files[table.name]))
+        connection.execute(VIEWS.format(**_conditions(at)))
+        connection.execute(LOCKED)
+        return connection
+
+    def _scannable(self, table: TableLog, files: pa.Table) -> ds.FileSystemDataset:
+        """Files that say which videos they hold, so that a scan opens only those it needs."""
+        ranges = zip(
+            files["min_video_id"].to_pylist(), files["max_video_id"].to_pylist(), strict=True
+        )
+        video_id = pc.field("video_id")
+        guarantees = [
+            None if low is None or high is None else (video_id >= low) & (video_id <= high)
+            for low, high in ranges
+        ]
+        paths = files["path"].to_pylist()
+        return open_files(self.storage, table.folder, paths, table.schema, guarantees)
+
+
+def _conditions(at: At | None) -> dict[str, str]:
+    if at is None:
+        return {"tracks_at": "true", "videos_at": "true", "masks_at": ""}
+    if isinstance(at, int):
+        return {"tracks_at": f"revision <= {at}", "videos_at": "true", "masks_at": MASKS_AT}
+    moment = f"TIMESTAMPTZ '{_aware(at).isoformat()}'"
+    return {
+        "tracks_at": f"created_at <= {moment}",
+        "videos_at": f"finished_at <= {moment}",
+        "masks_at": MASKS_AT,
+    }
+
+
+def _tracks_until(at: At | None) -> pc.Expression:
+    if at is None:
+        return pc.scalar(True)
+    if isinstance(at, int):
+        return pc.field("revision") <= at
+    return pc.field("created_at") <= pa.scalar(_aware(at), pa.timestamp("us", tz="UTC"))
+
+
+def _aware(at: datetime) -> datetime:
+    if at.tzinfo is None:
+        raise QueryError(f"at {at.isoformat()}: wanted a time with a time zone")
+    return at
+
+
+def _is_last_of(rows: pa.Table, keys: Sequence[str]) -> pa.Array:
+    """Of sorted rows, whether each is the last with its keys."""
+    if rows.num_rows == 0:
+        return pa.array([], pa.bool_())
+    differs = np.zeros(rows.num_rows - 1, bool)
+    for key in keys:
+        column = rows[key].combine_chunks()
+        differs |= pc.not_equal(column[1:], column[:-1]).to_numpy(zero_copy_only=False)
+    return pa.array(np.append(differs, True))
+
+
+def _any(conditions: Sequence[pc.Expression]) -> pc.Expression:
+    result = conditions[0]
+    for condition in conditions[1:]:
+        result = result | condition
+    return result
