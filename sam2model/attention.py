@@ -61,7 +61,7 @@ def blocked(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """PyTorch's own fused kernels; shapes as in `blocked`.
 
-    On a CPU they want values as wide as the keys, so values are padded with zeros.
+    On a CPU they want values as wide as the keys, so the narrower are padded with zeros.
     """
     q, k, v = (t.unsqueeze(1) for t in (q, k, v))
     width = v.shape[-1]
@@ -70,7 +70,8 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             q, k, v, None, True, scale=1.0
         )
         return out.squeeze(1), lse.squeeze(1)[:, : q.shape[2]]
-    v = F.pad(v, (0, q.shape[-1] - width))
+    widest = max(q.shape[-1], width)
+    q, k, v = (F.pad(t, (0, widest - t.shape[-1])) for t in (q, k, v))
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=1.0)
     return out[:, 0, :, :width], lse[:, 0]
 
@@ -119,9 +120,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def _fastest(like: Tensor, value_width: int) -> Kernel:
     """Time each kernel on a small problem of this kind and keep the best."""
-    q = torch.randn(1, 1024, like.shape[-1], device=like.device, dtype=like.dtype)
-    k = torch.randn(1, 4096, like.shape[-1], device=like.device, dtype=like.dtype)
-    v = torch.randn(1, 4096, value_width, device=like.device, dtype=like.dtype)
+    generator = torch.Generator(like.device)  # of its own: the caller's numbers stay repeatable
+
+    def noise(*shape: int) -> Tensor:
+        values = torch.randn(shape, generator=generator, device=like.device)
+        return values.to(like.dtype)
+
+    width = like.shape[-1]
+    q, k, v = noise(1, 1024, width), noise(1, 4096, width), noise(1, 4096, value_width)
     names = ["sdpa"] if like.device.type == "cuda" else ["sdpa", "blocked"]
     # Turn by turn and the best of each, so that a busy machine slows all kernels alike.
     rounds = [{name: _time(KERNELS[name], q, k, v) for name in names} for _ in range(5)]

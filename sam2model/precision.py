@@ -18,7 +18,10 @@ def fastest_dtype(device: torch.device, wanted: torch.dtype) -> torch.dtype:
     """
     if device.type != "cpu" or wanted == torch.float32:
         return wanted
-    matrices = {d: torch.randn(1024, 1024).to(d) for d in (wanted, torch.float32)}
+    generator = torch.Generator()  # of its own: the caller's numbers stay repeatable
+    matrices = {
+        d: torch.randn((1024, 1024), generator=generator).to(d) for d in (wanted, torch.float32)
+    }
 
     def seconds(matrix: torch.Tensor) -> float:
         start = time.perf_counter()
