@@ -160,7 +160,9 @@ def _masked_attention(q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> tuple[T
     lse = scores.logsumexp(dim=-1)
     # Without any key the sum is -inf: nothing is added, and `join` gives it no weight.
     finite = lse.masked_fill(lse == -torch.inf, 0.0)
-    return torch.bmm((scores - finite.unsqueeze(-1)).exp(), v.float()), lse
+    # What fills an absent key's place may be NaN, which a weight of 0 would let through.
+    present = v.float().masked_fill(~valid.unsqueeze(-1), 0.0)
+    return torch.bmm((scores - finite.unsqueeze(-1)).exp(), present), lse
 
 
 class MemoryAttention(DerivedModule[Tensor]):
