@@ -6,6 +6,7 @@ counts, since machines differ and are busy. The last line of stdout is the resul
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,3 +53,7 @@ def bench(options: argparse.Namespace) -> Result:
     path = folder / f"bench-{time.strftime('%Y%m%d-%H%M%S')}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     return Result(result | {"kept_in": str(path)})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

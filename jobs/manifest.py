@@ -183,10 +183,10 @@ def _check(options: argparse.Namespace) -> Result:
 
 
 def _storage(options: argparse.Namespace) -> "Storage":
-    from workflows.config import ManifestConfig, load_config
+    from workflows.config import StorageOnlyConfig, load_config
     from workflows.storage import Storage
 
-    return Storage(load_config(ManifestConfig, options.config, options.overrides).storage)
+    return Storage(load_config(StorageOnlyConfig, options.config, options.overrides).storage)
 
 
 if __name__ == "__main__":

@@ -121,8 +121,8 @@ class LabelConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class ManifestConfig:
-    """The manifest job, whose choices are options of its own: only how to reach storage."""
+class StorageOnlyConfig:
+    """Jobs whose choices are options of their own: only how to reach storage."""
 
     __pydantic_config__ = STRICT
 
