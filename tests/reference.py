@@ -332,19 +332,22 @@ class MendedHfModel(Sam2VideoModel):
     """
 
     def forward(self, inference_session: Any, frame_idx: int | None = None, **kwargs: Any) -> Any:
-        pending = list(inference_session.obj_with_new_inputs)
-        output = super().forward(inference_session, frame_idx=frame_idx, **kwargs)
-        for object_id in pending:
-            index = inference_session.obj_id_to_idx(object_id)
-            outputs = inference_session.output_dict_per_obj[index]
-            frame = output.frame_idx
-            prompts = (
-                inference_session.point_inputs_per_obj[index],
-                inference_session.mask_inputs_per_obj[index],
+        if frame_idx is None:
+            return super().forward(inference_session, **kwargs)
+        corrected = [
+            inference_session.output_dict_per_obj[index]
+            for index in map(inference_session.obj_id_to_idx, inference_session.obj_with_new_inputs)
+            if frame_idx in inference_session.frames_tracked_per_obj[index]
+            and (
+                frame_idx in inference_session.point_inputs_per_obj[index]
+                or frame_idx in inference_session.mask_inputs_per_obj[index]
             )
-            tracked = outputs["non_cond_frame_outputs"]
-            if frame in tracked and any(frame in p for p in prompts):
-                outputs["cond_frame_outputs"][frame] = tracked.pop(frame)
+        ]
+        for outputs in corrected:  # a frame is no memory of its own while it is corrected
+            _move(frame_idx, outputs["cond_frame_outputs"], outputs["non_cond_frame_outputs"])
+        output = super().forward(inference_session, frame_idx=frame_idx, **kwargs)
+        for outputs in corrected:
+            _move(frame_idx, outputs["non_cond_frame_outputs"], outputs["cond_frame_outputs"])
         return output
 
     def _batch_encode_memories(
@@ -363,6 +366,12 @@ class MendedHfModel(Sam2VideoModel):
                 *(values[i : i + 1] for values in per_object),
                 **{name: values[i : i + 1] for name, values in named.items()},
             )
+
+
+def _move(frame: int, source: dict[int, Any], target: dict[int, Any]) -> None:
+    """Move the entry of one frame, if there is one."""
+    if frame in source:
+        target[frame] = source.pop(frame)
 
 
 class LabellingHfModel(MendedHfModel):

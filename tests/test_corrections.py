@@ -140,6 +140,15 @@ def test_corrections_match_transformers_layers_when_corrected_frames_are_kept() 
     assert largest_error(ours(script), theirs(script, model=MendedHfModel)) < TOLERANCE
 
 
+def test_a_second_correction_of_a_frame_does_not_read_what_the_first_left_there() -> None:
+    twice = [*click(0), Propagate(), *click(LATER, at=OTHER), *click(LATER, at=(60, 60))]
+
+    # Before anything is propagated again transformers has not yet lost the correction.
+    assert largest_error(ours(twice), theirs(twice)) < TOLERANCE
+    last = [*twice, Propagate()]
+    assert largest_error(ours(last), theirs(last, model=MendedHfModel)) < TOLERANCE
+
+
 @BOTH
 def test_a_click_that_replaces_the_first_one_after_tracking_changes_every_frame(
     semantics: str,
@@ -327,13 +336,14 @@ UNCLEANED = replace(LABELLING, hole_area_px=0, sprinkle_area_px=0)
             Propagate(),
         ],
         [*click(0), Propagate(), *click(LATER, at=OTHER), Propagate()],
+        [*click(0), Propagate(), *click(LATER, at=OTHER), *click(LATER, at=(60, 60)), Propagate()],
         [
             Add(0, [1], masks=[rectangle(slice(20, 60), slice(70, 120))]),
             Run(0),
             Propagate(),
         ],
     ],
-    ids=["second click", "click on a tracked frame", "mask"],
+    ids=["second click", "click on a tracked frame", "two clicks on a tracked frame", "mask"],
 )
 def test_labelling_answers_prompts_as_metas_predictor_does(script: list[Step]) -> None:
     metas = theirs(script, model=LabellingHfModel)
@@ -341,6 +351,21 @@ def test_labelling_answers_prompts_as_metas_predictor_does(script: list[Step]) -
     assert largest_error(ours(script, UNCLEANED), metas) < TOLERANCE
     plain = theirs(script, model=MendedHfModel)
     assert largest_error(plain, metas) > 10 * TOLERANCE  # so it is a difference that counts
+
+
+def test_labelling_feeds_back_no_logit_beyond_32() -> None:
+    loud = rebuilt_as(LabellingHfModel, small_hf_model())
+    for head in loud.mask_decoder.output_hypernetworks_mlps:
+        head.proj_out.weight.mul_(8)
+    frames = synthetic_frames(1)
+    script = [*click(0), *click(0, at=OTHER)]
+
+    metas = hf_side(loud, frames).play(script)
+
+    assert metas[0].logits[1].abs().max() > 64
+    assert (
+        largest_error(our_side(our_model(loud, UNCLEANED), frames).play(script), metas) < TOLERANCE
+    )
 
 
 def test_labelling_leaves_the_frames_before_an_objects_first_prompt_to_the_backward_pass() -> None:
