@@ -15,6 +15,7 @@ class DerivedModule(nn.Module, Generic[T]):
 
     In evaluation `derived()` folds once and keeps the result until the weights are loaded,
     moved or trained; in training it folds on every call, so that gradients reach the weights.
+    After changing weights by hand, call `eval()` on the whole model.
     """
 
     def __init__(self) -> None:

@@ -156,6 +156,8 @@ class Sam2Network(DerivedModule[NetworkConstants]):
             if config.enable_occlusion_spatial_embedding
             else None
         )
+        for part in self.modules():
+            part.register_load_state_dict_post_hook(self._part_loaded)
 
     @property
     def device(self) -> torch.device:
@@ -184,6 +186,12 @@ class Sam2Network(DerivedModule[NetworkConstants]):
     def weights_changed(self) -> None:
         super().weights_changed()
         self._fp32_copy = None
+
+    def _part_loaded(self, part: nn.Module, keys: object) -> None:
+        """Forget what is folded across parts: one of them may be loaded alone."""
+        del part, keys
+        self.weights_changed()
+        self.mask_decoder.weights_changed()
 
     def derive(self) -> NetworkConstants:
         height, width = self.config.feature_size
