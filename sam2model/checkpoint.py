@@ -4,6 +4,7 @@ Our names are those of transformers' Sam2VideoModel; Meta's are mapped to them b
 Loading is strict: every missing and every unexpected key is listed.
 """
 
+import hashlib
 import json
 import pickle
 import re
@@ -89,6 +90,18 @@ def read_checkpoint(
             else infer_config(weights, path)
         )
     return config, weights
+
+
+def weights_sha256(path: Path) -> str:
+    """The identity of the weights and their configuration, 64 hex digits, from the files' bytes."""
+    names = (CONFIG_FILE, "*.safetensors", "*.safetensors.index.json")
+    files = [path] if path.is_file() else sorted(f for name in names for f in path.glob(name))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() if path.is_dir() else b"")
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
 
 def write_checkpoint(folder: Path, config: Sam2VideoConfig, weights: Mapping[str, Tensor]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sam2model.memory_bank import Direction
-from sam2model.prompts import Prompt, PromptError
+from sam2model.prompts import Prompt, PromptError, PromptOutOfRange
 from sam2model.video import Frame, Video
 
 Stage = Literal["restate", "forward", "backward"]
@@ -70,7 +70,7 @@ class LabellingPlan:
             prompt.check_inside(None, height, width)
             beyond = last_frame is not None and prompt.frame_index > last_frame
             if prompt.frame_index < first_frame or beyond:
-                raise PromptError(
+                raise PromptOutOfRange(
                     f"{prompt.where}: outside the span of frames {first_frame} to "
                     f"{'the end' if last_frame is None else last_frame}"
                 )
@@ -142,7 +142,7 @@ class LabellingPlan:
             raise self._past_the_end(index, None)
         return frame
 
-    def _past_the_end(self, index: int, num_frames: int | None) -> PromptError:
+    def _past_the_end(self, index: int, num_frames: int | None) -> PromptOutOfRange:
         where = next(f[index].where for f in self.prompts.values() if index in f)
         has = "fewer frames" if num_frames is None else f"frames 0 to {num_frames - 1}"
-        return PromptError(f"{where}: the video has {has}")
+        return PromptOutOfRange(f"{where}: the video has {has}")

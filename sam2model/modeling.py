@@ -4,7 +4,7 @@ Knows nothing of layers; sessions hold the state, the stepper does the work.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -76,15 +76,19 @@ class Sam2VideoModel(Sam2Network):
         config: Sam2VideoConfig | None = None,
         semantics: str | Semantics = "reference",
         dtype: torch.dtype | None = None,
+        max_conditioning_frames: int | None = None,
         revision: str | None = None,
         token: str | None = None,
     ) -> Self:
         """Load weights: a hub id, a folder, a `.safetensors` file or a Meta `.pt` file.
 
-        dtype: of the weights; None keeps fp32. Raises CheckpointError, listing missing and
+        dtype: of the weights; None keeps fp32. max_conditioning_frames: prompted frames that one
+        step reads; None reads what the configuration says, by default all. Raises CheckpointError, listing missing and
         unexpected keys, when the weights do not fit.
         """
         config, weights = read_checkpoint(locate(source, revision=revision, token=token), config)
+        if max_conditioning_frames is not None:
+            config = replace(config, max_cond_frame_num=max_conditioning_frames)
         model = cls(config, semantics)
         check_keys(str(source), model.state_dict(), weights)
         model.load_state_dict(weights)

@@ -10,6 +10,10 @@ class PromptError(ValueError):
     """A prompt that cannot be used; the message says what, where, got and wanted."""
 
 
+class PromptOutOfRange(PromptError):
+    """A prompt outside the frame, the video or the span to be labelled."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
     """Clicks, a box or a mask for one object on one frame, in source pixels after rotation.
@@ -59,24 +63,24 @@ class Prompt:
         return f"prompt of object {self.object_id} on frame {self.frame_index}"
 
     def check_inside(self, num_frames: int | None, height: int, width: int) -> None:
-        """Raise PromptError unless the prompt lies in a video of this size.
+        """Raise PromptOutOfRange unless the prompt lies in a video of this size.
 
         num_frames may be None when it is not yet known. A point lies inside when
         0 ≤ x < width and 0 ≤ y < height; a box may end at width or height.
         """
         if num_frames is not None and self.frame_index >= num_frames:
-            raise PromptError(f"{self.where}: the video has frames 0 to {num_frames - 1}")
+            raise PromptOutOfRange(f"{self.where}: the video has frames 0 to {num_frames - 1}")
         for x, y in self.points_px:
             if not (0 <= x < width and 0 <= y < height):
-                raise PromptError(f"{self.where}: point ({x}, {y}) outside {width}×{height} px")
+                raise PromptOutOfRange(f"{self.where}: point ({x}, {y}) outside {width}×{height} px")
         if self.box_xyxy_px is not None:
             x0, y0, x1, y1 = self.box_xyxy_px
             if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
-                raise PromptError(
+                raise PromptOutOfRange(
                     f"{self.where}: box {self.box_xyxy_px} outside {width}×{height} px"
                 )
         if self.mask is not None and self.mask.shape != (height, width):
-            raise PromptError(
+            raise PromptOutOfRange(
                 f"{self.where}: mask of {self.mask.shape} rows and columns; "
                 f"wanted {(height, width)}"
             )
