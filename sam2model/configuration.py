@@ -168,6 +168,11 @@ class Sam2VideoConfig:
     def __post_init__(self) -> None:
         if self.num_maskmem < 1:
             raise ConfigurationError(f"num_maskmem: got {self.num_maskmem}; wanted 1 or more")
+        cap = self.max_cond_frame_num
+        if cap != -1 and cap < 1:
+            raise ConfigurationError(
+                f"max_cond_frame_num: got {cap}; wanted 1 or more, or -1 for all"
+            )
         rows, columns = self.feature_size
         if list(self.memory_attention_rope_feat_sizes) != [columns, rows]:
             raise ConfigurationError(

@@ -220,9 +220,10 @@ class MemoryBank:
         before = [f for f in frames if f < frame_index]
         after = [f for f in frames if f >= frame_index]
         selected = ([max(before)] if before else []) + ([min(after)] if after else [])
+        selected = selected[:cap]
         rest = [f for f in frames if f not in selected]
         rest.sort(key=lambda f: abs(f - frame_index))
-        selected += rest[: max(cap - len(selected), 0)]
+        selected += rest[: cap - len(selected)]
         return selected, set(frames) - set(selected)
 
     def read(self, recalls: Sequence[Recall], spans: Sequence[int]) -> Readout:
@@ -283,12 +284,13 @@ class MemoryBank:
                 self._forget(memory, frame)
                 memory.conditioning[frame] = (mask_page, pointer_page)
                 continue
-            table = memory.masks[direction]
-            if frame in table:
-                self._masks.give_back([table[frame]])
-                self._pointers.give_back([memory.pointers[direction][frame]])
-            table[frame] = mask_page
-            memory.pointers[direction][frame] = pointer_page
+            for table, pool, page in (
+                (memory.masks[direction], self._masks, mask_page),
+                (memory.pointers[direction], self._pointers, pointer_page),
+            ):
+                if frame in table:
+                    pool.give_back([table[frame]])
+                table[frame] = page
             if not self.keep_all:
                 self._expire(memory, frame, direction)
 
