@@ -1,4 +1,4 @@
-"""`maskmill query` over a small dataset on disk."""
+"""`maskmill query` and `maskmill compact` over a small dataset on disk."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from labels import ok, put
 
-from jobs import query
+from jobs import compact, query
+from workflows.query import Dataset
 from workflows.results import DatasetWriter
 from workflows.storage import Storage
 
@@ -69,3 +70,13 @@ def test_labels_can_be_read_as_they_were_before_there_were_any(
 def test_a_dataset_that_is_not_there_exits_2(tmp_path: Path) -> None:
     assert query.main(["--dataset", str(tmp_path / "nothing")]) == 2
     assert not (tmp_path / "nothing").exists()
+
+
+def test_compact_merges_the_files_of_a_dataset_and_keeps_its_rows(
+    dataset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = Dataset(dataset).masks("cats")
+    assert compact.main(["--dataset", dataset]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["files_after"] < report["files_before"]
+    assert Dataset(dataset).masks("cats") == before
