@@ -5,15 +5,18 @@ BIN := $(VENV)/bin
 export RAY_DATA_DISABLE_PROGRESS_BARS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-slow check bench clean
+.PHONY: demo test test-slow check bench parity clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# Real videos beside the checkout, where there are any, in place of the demo's own drawing.
+DEMO_VIDEOS := $(if $(wildcard ../shared/data/*.mp4),--videos ../shared/data)
+
 demo: $(VENV)/.installed
-	$(BIN)/maskmill demo
+	$(BIN)/maskmill demo $(DEMO_VIDEOS)
 
 test: $(VENV)/.installed
 	$(BIN)/pytest
@@ -29,6 +32,9 @@ check: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/maskmill bench
+
+parity: $(VENV)/.installed
+	$(BIN)/python tests/scenarios.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
