@@ -11,17 +11,20 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import racing_writer
 from labels import contents, failed, mask_rows, ok, put
 from test_results import Killed, kill_at
 
+from workflows import compaction
 from workflows.compaction import compact, compact_one_batch
 from workflows.dataset_log import DatasetLog
+from workflows.delta_log import TABLE_CONFIGURATION
 from workflows.mask_objects import write_mask_object
 from workflows.results import DatasetWriter
-from workflows.storage import Storage
+from workflows.storage import Storage, StorageError
 
 if TYPE_CHECKING:
     from object_store import ObjectStore
@@ -129,6 +132,68 @@ def test_compaction_leaves_large_files_alone_and_fills_others_up_to_the_target(
     files = writer._log.masks.refresh().files().sort_by("min_video_id")
     assert files["num_rows"].to_pylist() == [24_000, 24_000]
     assert files["max_video_id"].to_pylist() == ["v2", "v5"]
+
+
+def test_files_whose_videos_lie_in_many_others_are_sorted_into_separate_ones(
+    tmp_path: Path,
+) -> None:
+    storage, root = Storage(), str(tmp_path / "set")
+    writer = DatasetWriter(storage, root, merge_small_files=False)
+    masks = writer._log.masks
+    wide: set[str] = set()
+    for start in range(10):  # ten files, each with videos from all over
+        outcomes = []
+        for number in range(start, 100, 10):
+            rows = mask_rows(f"v{number:02d}", frames=400)
+            outcomes.append(write_mask_object(storage, root, ok(f"v{number:02d}"), rows))
+        writer.commit(outcomes)
+        files = masks.refresh().files()
+        is_new = [path not in wide for path in files["path"].to_pylist()]
+        assert compaction._rewrite(masks, files.filter(pa.array(is_new)), 10**9)
+        wide = set(masks.refresh().paths())
+    files = masks.refresh().files()
+    assert files.num_rows == 10
+    target_bytes = 2 * min(files["size_bytes"].to_pylist())
+    compact(storage, root, target_bytes=target_bytes)
+    files = masks.refresh().files().sort_by("min_video_id")
+    low, high = files["min_video_id"].to_pylist(), files["max_video_id"].to_pylist()
+    assert files.num_rows >= 4 and max(files["size_bytes"].to_pylist()) < 1.5 * target_bytes
+    assert all(end < start for end, start in zip(high[:-1], low[1:], strict=True))
+    assert sum(files["num_rows"].to_pylist()) == 80_000
+    paths = set(masks.paths())
+    compact(storage, root, target_bytes=target_bytes)
+    assert len(paths & set(masks.refresh().paths())) >= len(paths) - 2, "sorted files stay"
+
+
+def test_rows_that_a_compactor_cannot_read_are_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, root = Storage(), str(tmp_path / "set")
+    writer = DatasetWriter(storage, root)
+    writer.commit([put(storage, root, ok("a"))])
+    writer.commit([put(storage, root, ok("b"))])
+    before = contents(storage, root)
+    read = compaction.read_files
+    monkeypatch.setattr(compaction, "read_files", lambda *args: read(*args).slice(1))
+    with pytest.raises(StorageError, match="11 rows"):
+        compact(storage, root)
+    assert contents(storage, root) == before
+
+
+def test_the_log_forgets_replaced_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        TABLE_CONFIGURATION, "delta.deletedFileRetentionDuration", "interval 0 days"
+    )
+    monkeypatch.setitem(TABLE_CONFIGURATION, "delta.checkpointInterval", "4")
+    storage, root = Storage(), str(tmp_path / "set")
+    writer = DatasetWriter(storage, root)
+    for number in range(10):
+        writer.commit([put(storage, root, ok(f"v{number}"))])
+        compact_one_batch(writer._log.masks.refresh())
+    checkpoints = sorted(Path(root, "masks/_delta_log").glob("*.checkpoint.parquet"))
+    actions = pq.read_table(checkpoints[-1]).to_pylist()
+    assert sum(action["remove"] is not None for action in actions) <= 2
+    assert sum(action["add"] is not None for action in actions) <= 2
 
 
 def test_of_two_compactors_with_one_view_the_second_changes_nothing(tmp_path: Path) -> None:

@@ -1,32 +1,41 @@
-"""Many small files into few sorted ones, without a reader or a writer noticing.
+"""Many files in the order of arrival into few in the order of videos, without anyone noticing.
 
 Knows nothing of revisions: every row is kept. A compaction is one commit that removes files and
 adds their rows again; compactors number theirs (delta_log.py), so that two at once cannot both put
-back what each removed. Replaced files stay on disk for readers of earlier versions, until `vacuum`.
+back what each removed. Replaced files stay in storage for those who still read an earlier version.
 """
 
+import bisect
+import itertools
 import logging
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from workflows.data_files import read_files, write_data_file
+from workflows.data_files import read_files, stream_files, write_data_file
 from workflows.dataset_log import DatasetLog
 from workflows.delta_log import Conflict, TableLog
-from workflows.storage import Storage
+from workflows.rows import DataFile
+from workflows.storage import Storage, StorageError
 
 log = logging.getLogger(__name__)
 
-TARGET_BYTES = 128 * 2**20  # of a compacted file; its rows take about 3 times that in memory
+TARGET_BYTES = 128 * 2**20  # of a file; rewriting one takes some 6 times that in memory
+PASS_BYTES = 64 * 2**30  # rewritten in one commit: what is lost if the compactor dies
+MAX_OVERLAP = 8  # files that may hold one video before they are sorted anew
+SAMPLED_ROWS = 256  # of a pass over 64 GiB of masks, a million rows are looked at
+FIRST, LAST = "", "\U0010ffff"  # before and after every video, for files without statistics
 
 
 @dataclass(frozen=True, slots=True)
 class CompactionReport:
     files_before: int
     files_after: int
-    files_deleted: int  # from storage, no longer needed by any version kept
+    files_deleted: int  # from storage, of no use to any version that is kept
 
 
 def compact(
@@ -36,19 +45,20 @@ def compact(
     target_bytes: int = TARGET_BYTES,
     keep_replaced_hours: float | None = 168.0,
 ) -> CompactionReport:
-    """Merge the small files of every table of a dataset.
+    """Merge and sort the files of every table of a dataset.
 
-    keep_replaced_hours: how long files that no current version needs stay readable, also those that
-    were put but never committed; None keeps them for ever.
+    keep_replaced_hours: files that the newest version does not name, replaced ones and those put
+    but never committed, are deleted when they are older; None keeps them for ever.
     """
     tables = DatasetLog(storage, root)
     tables.catch_up()  # else a pending commit's files would look forgotten
     before = after = deleted = 0
     for table in (tables.masks, tables.tracks, tables.videos, tables.runs):
-        before += table.refresh().files().num_rows
-        while compact_one_batch(table, target_bytes=target_bytes):
-            log.info("%s: %d files", table.folder, table.refresh().files().num_rows)
-        after += table.files().num_rows
+        files = table.refresh().files()
+        before += files.num_rows
+        for batch in _batches(_out_of_order(files, target_bytes), PASS_BYTES):
+            _rewrite(table, batch, target_bytes)
+        after += table.refresh().files().num_rows
         if keep_replaced_hours is not None:
             deleted += table.vacuum(keep_replaced_hours)
     return CompactionReport(before, after, deleted)
@@ -57,35 +67,97 @@ def compact(
 def compact_one_batch(
     table: TableLog, *, target_bytes: int = TARGET_BYTES, min_small_files: int = 2
 ) -> bool:
-    """Merge the first files, in the order of videos, that make one of target_bytes together.
+    """Merge the first small files, in the order of videos, that make one of target_bytes.
 
     Of the files seen at the last refresh, and only if min_small_files of them are small; returns
     whether it merged some.
     """
-    batch = _next_batch(table.files(), target_bytes, min_small_files)
-    if not batch:
+    small = _in_order(table.files().filter(pc.less(pc.field("size_bytes"), target_bytes // 2)))
+    if small.num_rows < max(min_small_files, 2):
         return False
-    rows = read_files(table.storage, table.folder, batch, table.schema)
-    merged = write_data_file(
-        table.storage, table.folder, f"compacted/{uuid.uuid4().hex}.parquet", rows
-    )
+    return _rewrite(table, next(_batches(small, target_bytes)), target_bytes)
+
+
+def _in_order(files: pa.Table) -> pa.Table:
+    return files.sort_by([("min_video_id", "ascending"), ("max_video_id", "ascending")])
+
+
+def _out_of_order(files: pa.Table, target_bytes: int) -> pa.Table:
+    """The files worth rewriting: small ones, and those whose videos may lie in many others."""
+    is_small = pc.less(files["size_bytes"], target_bytes // 2)
+    is_buried = pc.greater(_overlap(files), MAX_OVERLAP)
+    return _in_order(files.filter(pc.or_(is_small, is_buried)))
+
+
+def _overlap(files: pa.Table) -> pa.Array:
+    """For each file, how many files one of its videos may lie in, at worst."""
+    low, high = files["min_video_id"].to_pylist(), files["max_video_id"].to_pylist()
+    low, high = [a or FIRST for a in low], [LAST if b is None else b for b in high]
+    starts, ends = sorted(low), sorted(high)
+    depths = np.array([i + 1 - bisect.bisect_left(ends, start) for i, start in enumerate(starts)])
+    first = (bisect.bisect_left(starts, a) for a in low)
+    end = (bisect.bisect_right(starts, b) for b in high)
+    return pa.array([depths[i:j].max() for i, j in zip(first, end, strict=True)], pa.int64())
+
+
+def _batches(files: pa.Table, max_bytes: int) -> Iterator[pa.Table]:
+    """Neighbours of max_bytes together, or of two files; a file left alone stays as it is."""
+    start = total_bytes = 0
+    for index, size_bytes in enumerate(files["size_bytes"].to_pylist()):
+        if index - start >= 2 and total_bytes + size_bytes > max_bytes:
+            yield files.slice(start, index - start)
+            start, total_bytes = index, 0
+        total_bytes += size_bytes
+    if files.num_rows - start >= 2:
+        yield files.slice(start)
+
+
+def _rewrite(table: TableLog, files: pa.Table, target_bytes: int) -> bool:
+    """Exchange files for sorted ones; False if another compactor was faster."""
+    paths = files["path"].to_pylist()
+    written: list[DataFile] = []
+    for first, end in itertools.pairwise(_bounds(table, files, target_bytes)):
+        rows = read_files(table.storage, table.folder, paths, table.schema, _between(first, end))
+        if rows.num_rows:
+            path = f"compacted/{uuid.uuid4().hex}.parquet"
+            written.append(write_data_file(table.storage, table.folder, path, rows))
+    num_rows = sum(file.num_rows for file in written)
+    if num_rows != sum(files["num_rows"].to_pylist()):
+        raise StorageError(f"{table.folder}: {num_rows} rows of {files['num_rows']} were read")
     try:
-        table.replace(batch, [merged])
+        table.replace(paths, written)
     except Conflict as e:
         log.info("%s: another compactor was faster: %s", table.folder, e)
         return False
+    log.info("%s: %d files are now %d", table.folder, len(paths), len(written))
     return True
 
 
-def _next_batch(files: pa.Table, target_bytes: int, min_small_files: int) -> list[str]:
-    small = files.filter(pc.less(files["size_bytes"], target_bytes // 2))
-    if small.num_rows < max(min_small_files, 2):
-        return []
-    small = small.sort_by([("min_video_id", "ascending"), ("max_video_id", "ascending")])
-    sizes = small["size_bytes"].to_pylist()
-    total = count = 0
-    while count < len(sizes) and (count < 2 or total + sizes[count] <= target_bytes):
-        total += sizes[count]
-        count += 1
-    batch: list[str] = small["path"].slice(0, count).to_pylist()
-    return batch
+def _bounds(table: TableLog, files: pa.Table, target_bytes: int) -> list[str | None]:
+    """Videos where the new files begin, so that each gets about target_bytes."""
+    total_bytes = sum(files["size_bytes"].to_pylist())
+    if total_bytes <= target_bytes:
+        return [None, None]
+    rows_per_file = target_bytes / total_bytes * sum(files["num_rows"].to_pylist())
+    bounds: list[str | None] = [None]
+    num_rows = 0
+    for video_id, count in sorted(_sampled_videos(table, files["path"].to_pylist())):
+        if num_rows >= rows_per_file and video_id != bounds[-1]:
+            bounds.append(video_id)
+            num_rows = 0
+        num_rows += count
+    return [*bounds, None]
+
+
+def _sampled_videos(table: TableLog, paths: list[str]) -> Iterator[tuple[str, int]]:
+    """Videos of every SAMPLED_ROWS-th row, and the rows each stands for."""
+    schema = pa.schema([table.schema.field("video_id")])
+    for batch in stream_files(table.storage, table.folder, paths, schema):
+        for start in range(0, batch.num_rows, SAMPLED_ROWS):
+            yield batch.column(0)[start].as_py(), min(SAMPLED_ROWS, batch.num_rows - start)
+
+
+def _between(first: str | None, end: str | None) -> pc.Expression | None:
+    where = None if first is None else pc.field("video_id") >= first
+    below = None if end is None else pc.field("video_id") < end
+    return below if where is None else where if below is None else where & below

@@ -30,7 +30,9 @@ NOTE = "maskmill"  # our key in a commit's metadata
 TABLE_CONFIGURATION = {
     "delta.checkpointInterval": "20",  # whoever looks replays at most so many small files
     "delta.logRetentionDuration": "interval 30 days",
-    "delta.deletedFileRetentionDuration": "interval 7 days",
+    # how long the log remembers a replaced file, not how long it is kept: a job may replace
+    # millions, and every checkpoint names each of them anew
+    "delta.deletedFileRetentionDuration": "interval 1 hours",
 }
 
 
