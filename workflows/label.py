@@ -9,6 +9,7 @@ import json
 import logging
 import time
 import uuid
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,10 +21,11 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
+from ray.util.annotations import RayDeprecationWarning
 
 from sam2model.checkpoint import locate, weights_sha256
 from workflows.config import LabelConfig, to_tree
-from workflows.manifest import read_manifest
+from workflows.manifest import manifest_files, read_manifest
 from workflows.prompt_rows import fingerprint
 from workflows.results import DatasetWriter
 from workflows.rows import (
@@ -121,6 +123,7 @@ def label(
     """
     began, started_at = time.monotonic(), datetime.now(UTC)
     storage = Storage(config.storage)
+    manifest_files(config.manifest, storage)  # before anything is made
     job = LabellingJob(
         config=config,
         run_id=f"label-{uuid.uuid4().hex[:12]}",
@@ -217,14 +220,29 @@ def _run(
     job: LabellingJob, engine_factory: EngineFactory, tasks: pa.Table, alone: bool = False
 ) -> Iterator[VideoOutcome]:
     """Outcomes in the order in which videos end. alone: one video at a time in each actor."""
-    compute = job.config.compute
-    in_flight = 1 if alone else compute.videos_in_flight
+    in_flight = 1 if alone else job.config.compute.videos_in_flight
     _configure(DataContext.get_current())
     blocks = [
         tasks.slice(start, ROWS_IN_A_BLOCK).combine_chunks()
         for start in range(0, tasks.num_rows, ROWS_IN_A_BLOCK)
     ]
-    outcomes = (
+    with warnings.catch_warnings():
+        # max_restarts and max_task_retries have no other name; Ray is pinned for them
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        outcomes = _pipeline(job, engine_factory, blocks, in_flight, alone)
+    for block in outcomes.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from outcomes_from_table(block)
+
+
+def _pipeline(
+    job: LabellingJob,
+    engine_factory: EngineFactory,
+    blocks: list[pa.Table],
+    in_flight: int,
+    alone: bool,
+) -> ray.data.Dataset:
+    compute = job.config.compute
+    return (
         ray.data.from_arrow(blocks)
         # A block is a task: without this one actor would get the whole manifest.
         .repartition(target_num_rows_per_block=1)
@@ -246,8 +264,6 @@ def _run(
             max_task_retries=0 if alone else ATTEMPTS_OF_A_TASK,
         )
     )
-    for block in outcomes.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from outcomes_from_table(block)
 
 
 def _configure(context: DataContext) -> None:

@@ -1,0 +1,30 @@
+"""One Ray on this machine for all tests that want one."""
+
+from collections.abc import Iterator
+
+import pytest
+
+QUIET = {
+    "RAY_AUTH_MODE": "disabled",  # else Ray writes a token to the home folder
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """Four pretended processors; actors of the tests take half of one."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in QUIET.items():
+            patch.setenv(name, value)
+        ray.init(
+            num_cpus=4,
+            include_dashboard=False,
+            object_store_memory=200_000_000,
+            log_to_driver=False,
+            logging_level="warning",
+        )
+        yield
+        ray.shutdown()

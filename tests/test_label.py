@@ -1,0 +1,181 @@
+"""The bulk job, from a manifest of real files to a dataset that SQL reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import small_checkpoint
+from videos import write_moving_square
+
+from jobs import label as label_job
+from workflows.manifest import write_manifest
+from workflows.query import Dataset
+from workflows.rows import PromptRow
+from workflows.storage import Storage
+
+pytest_plugins = ["local_ray"]
+
+pytestmark = pytest.mark.cluster
+
+HEIGHT, WIDTH = 96, 128
+Row = dict[str, Any]
+
+
+def click(object_id: int = 0, frame_index: int = 0, x: float = 20.0, y: float = 50.0) -> PromptRow:
+    return {
+        "object_id": object_id,
+        "frame_index": frame_index,
+        "points": [{"x": x, "y": y, "positive": True}],
+        "box": None,
+        "mask": None,
+        "category": "square",
+    }
+
+
+def video_row(folder: Path, video_id: str, num_frames: int = 6, **changes: Any) -> Row:
+    """A manifest row of a video made here."""
+    path = folder / f"{video_id}.mp4"
+    if not path.exists():
+        write_moving_square(path, num_frames)
+    return {"video_id": video_id, "video_uri": str(path), "prompts": [click()], **changes}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture
+def settings(tmp_path: Path, checkpoint: Path) -> dict[str, Any]:
+    return {
+        "manifest": tmp_path / "manifest.parquet",
+        "output": tmp_path / "labels",
+        "model.checkpoint": checkpoint,
+        "model.dtype": "float32",
+        "compute.gpus_per_actor": 0,
+        "compute.cpus_per_actor": 0.5,
+        "compute.videos_in_flight": 2,
+    }
+
+
+def run_job(settings: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> tuple[int, Row, str]:
+    """`maskmill label`: exit code, summary, and everything printed."""
+    words = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    code = label_job.main(words)
+    out = capsys.readouterr().out
+    return code, json.loads(out.splitlines()[-1]), out
+
+
+def manifest_of(settings: dict[str, Any], rows: list[Row]) -> None:
+    write_manifest(rows, str(settings["manifest"]), Storage())
+
+
+def test_a_manifest_becomes_masks_and_a_second_run_labels_nothing(
+    local_ray: None,
+    tmp_path: Path,
+    settings: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    manifest_of(
+        settings,
+        [
+            video_row(tmp_path, "a", prompts=[click(0), click(7, x=100.0)]),
+            video_row(tmp_path, "b", prompts=[click(3, frame_index=2)]),
+        ],
+    )
+    code, summary, printed = run_job(settings, capsys)
+    assert (code, summary["ok"], summary["failed"]) == (0, 2, 0)
+    assert "2 videos in the manifest" in printed
+    dataset = Dataset(str(settings["output"]))
+    counted = dataset.sql("SELECT video_id, count(*) n FROM current_masks GROUP BY 1 ORDER BY 1")
+    assert counted.to_pylist() == [{"video_id": "a", "n": 12}, {"video_id": "b", "n": 6}]
+    masks = dataset.masks("b", [3]).to_pylist()
+    assert [row["frame_index"] for row in masks] == list(range(6))
+    assert [row["is_prompt"] for row in masks] == [False, False, True, False, False, False]
+
+    version = dataset.version
+    code, summary, _ = run_job(settings, capsys)
+    assert (code, summary["skipped"], summary["ok"]) == (0, 2, 0)
+    assert dataset.refresh().version == version
+
+
+def test_bad_videos_fail_with_a_reason_and_the_others_are_labelled(
+    local_ray: None,
+    tmp_path: Path,
+    settings: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "corrupt.mp4").write_bytes(b"not a video at all")
+    rows = [
+        video_row(tmp_path, "good"),
+        video_row(tmp_path, "corrupt"),
+        {**video_row(tmp_path, "good"), "video_id": "gone", "video_uri": str(tmp_path / "gone")},
+        video_row(tmp_path, "outside", prompts=[click(x=WIDTH + 1.0)]),
+        video_row(tmp_path, "late", prompts=[click(frame_index=6)]),
+        video_row(tmp_path, "elsewhere", video_uri="ftp://host/v.mp4"),
+    ]
+    manifest_of(settings, rows)
+    code, summary, printed = run_job(settings, capsys)
+    assert (code, summary.get("ok"), summary.get("failed")) == (3, 1, 5), summary
+    assert "6 videos in the manifest" in printed
+    found = Dataset(str(settings["output"])).videos().to_pylist()
+    assert {row["video_id"]: row["reason"] for row in found} == {
+        "good": None,
+        "corrupt": "undecodable",
+        "gone": "not_found",
+        "outside": "prompt_out_of_range",
+        "late": "prompt_out_of_range",
+        "elsewhere": "uri_not_allowed",
+    }
+    assert all(row["detail"] for row in found if row["reason"])
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"compute.actor": 1}, "compute.actors"),
+        ({"manifest": "nowhere.parquet"}, "nowhere.parquet"),
+        ({"model.checkpoint": "/no/such/model"}, "/no/such/model"),
+    ],
+)
+def test_what_the_caller_can_mend_exits_2_and_writes_nothing(
+    change: Row,
+    complaint: str,
+    tmp_path: Path,
+    settings: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    manifest_of(settings, [video_row(tmp_path, "a")])
+    code, summary, _ = run_job({**settings, **change}, capsys)
+    assert code == 2
+    assert complaint in summary["error"]["message"]
+    assert not Path(settings["output"]).exists()
+
+
+def test_two_actors_label_real_videos(
+    local_ray: None,
+    real_data: Callable[[str], Path],
+    settings: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clicks = {"02_cups.mp4": (400.0, 464.0), "bedroom.mp4": (236.0, 393.0)}
+    rows = [
+        {
+            "video_id": name,
+            "video_uri": str(real_data(name)),
+            "prompts": [click(1, x=x, y=y)],
+            "first_frame": 0,
+            "last_frame": 9,
+        }
+        for name, (x, y) in clicks.items()
+    ]
+    manifest_of(settings, rows)
+    code, summary, _ = run_job({**settings, "compute.actors": 2}, capsys)
+    assert (code, summary["ok"]) == (0, 2)
+    sql = "SELECT video_id, count(*) n FROM current_masks GROUP BY 1 ORDER BY 1"
+    counted = Dataset(str(settings["output"])).sql(sql).to_pylist()
+    assert counted == [{"video_id": name, "n": 10} for name in sorted(clicks)]
