@@ -79,8 +79,8 @@ class Frame:
 class Video:
     """A video to read in any order, in constant memory.
 
-    Iterators have a decoder each and may run in other threads than the one that made them; they
-    end with the video. Raises VideoError on opening what is no video, has no frame, or exceeds a
+    Iterators have a decoder each and may run in other threads than the one that made them, while
+    the video is open. Raises VideoError on opening what is no video, has no frame, or exceeds a
     limit by its header.
     """
 
@@ -167,7 +167,7 @@ class Video:
         return self._to_frame(index, picture)
 
     def close(self) -> None:
-        """End it and its iterators. A file object that was passed in stays open."""
+        """Let go of everything. A file object that was passed in stays open."""
         with self._lock:
             for decoder in (self._opened[0] if self._opened else None, self._at_random):
                 if decoder is not None:
@@ -244,10 +244,9 @@ class Video:
 
     def _backwards(self, start: int, stop: int | None) -> Iterator[Frame]:
         table = self._known_table()
-        end = len(table) if stop is None else stop
-        if end > len(table) and table.error is not None:
+        if table.error is not None and (stop is None or stop > len(table)):
             raise VideoError(*table.error.args)
-        end = min(end, len(table))
+        end = len(table) if stop is None else min(stop, len(table))
         room = max(1, BACKWARDS_BYTES // self._picture_bytes)
         with closing(self._new_decoder()) as decoder:
             while end > start:
@@ -274,10 +273,7 @@ class Video:
         """Have the table if packets suffice for it; tried once."""
         if self._table is None and not self._packets_were_scanned:
             self._packets_were_scanned = True
-            table = self._random_decoder().scan_packets()
-            # Otherwise the video begins with packets that only their absent forerunners explain.
-            if table is not None and table.pts[0] == self._first_pts:
-                self._learn(table)
+            self._learn(self._random_decoder().scan_packets(self._first_pts))
 
     def _learn(self, table: FrameTable | None) -> None:
         with self._lock:

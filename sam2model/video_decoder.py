@@ -39,6 +39,7 @@ ONE_PICTURE_PER_PACKET = {"h264", "hevc", "av1"}
 WHOLE_PACKETS = {"mov", "matroska"}  # packets as the encoder made them, each with a timestamp
 PROGRESSIVE = (0, 1)  # AVFieldOrder: unknown, progressive
 READ_BYTES = 1 << 18
+WHY = {"truncated": "the file is cut short", "undecodable": "the container is damaged"}
 VideoPacket: TypeAlias = "Packet[VideoStream]"  # generic for type checkers only
 
 
@@ -117,24 +118,24 @@ class VideoDecoder:
                 return picture
         return None
 
-    def scan_packets(self) -> FrameTable | None:
+    def scan_packets(self, first_pts: int | None) -> FrameTable | None:
         """The table as the packets tell it, without decoding; None where they cannot be trusted.
 
-        Reads the whole file once.
+        first_pts: of the first picture that decoding gave. Reads the whole file once.
         """
         if not self._packets_owe_pictures:
             return None
         pts, key_pts = array("q"), array("q")
         for packet in self._rewind():
-            if packet.is_corrupt or (packet.size and packet.pts is None):
+            if packet.size > 0 and packet.pts is None:
                 return None
             if packet.pts is not None and not packet.is_discard:
                 pts.append(packet.pts)
                 if packet.is_keyframe:
                     key_pts.append(packet.pts)
         in_order = np.sort(np.frombuffer(pts, np.int64))
-        begins_with_a_key = len(pts) > 0 and in_order[0] in key_pts[:1]
-        if not begins_with_a_key or (np.diff(in_order) == 0).any() or self._fault():
+        # Another first packet: one that only its absent forerunners explain, as are more after it.
+        if len(pts) == 0 or in_order[0] != first_pts or self._fault():
             return None
         keys = np.searchsorted(in_order, np.sort(np.frombuffer(key_pts, np.int64)))
         return FrameTable(in_order, keys.tolist())
@@ -151,10 +152,9 @@ class VideoDecoder:
         self._container.close()
 
     def _open(self) -> None:
-        name, limits = self._source.name, self._limits
         options = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"}
-        if limits.max_pixels is not None:
-            options["max_pixels"] = str(limits.max_pixels)
+        if self._limits.max_pixels is not None:
+            options["max_pixels"] = str(self._limits.max_pixels)
         try:
             self._container: InputContainer = av.open(
                 self._source.cursor(),
@@ -164,16 +164,12 @@ class VideoDecoder:
                 buffer_size=READ_BYTES,
             )
         except av.FFmpegError as error:
-            if self._source.error is not None:
-                raise self._source.unreadable() from self._source.error
-            reason = find_fault(self._source, lambda: None) or "undecodable"
-            why = "it is cut short" if reason == "truncated" else error.strerror
-            raise VideoError(reason, f"{name}: cannot be opened: {why}") from error
+            self._refuse("undecodable", f"cannot be opened: {error.strerror}", error)
         stream = self._container.streams.best("video")
         if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
-            raise VideoError("no_frames", f"{name}: holds no video")
+            self._refuse("no_frames", "holds no video")
         if stream.codec_context is None:
-            raise VideoError("undecodable", f"{name}: its codec is not supported")
+            self._refuse("undecodable", "its codec is not supported")
         for other in self._container.streams:
             if other is not stream:
                 other.discard = Discard.all
@@ -181,6 +177,13 @@ class VideoDecoder:
         stream.codec_context.options = {k: v for k, v in options.items() if k == "max_pixels"}
         stream.thread_type, stream.thread_count = ThreadType.NONE, 1
         self._is_used = False
+
+    def _refuse(self, reason: VideoReason, what: str, cause: Exception | None = None) -> NoReturn:
+        """Raise on opening, for bytes that cannot be had or a faulty file before the reason given."""
+        self._source.check()
+        if fault := find_fault(self._source, lambda: None):
+            reason, what = fault, f"cannot be opened: {WHY[fault]}"
+        raise VideoError(reason, f"{self._source.name}: {what}") from cause
 
     @property
     def _packets_owe_pictures(self) -> bool:
@@ -256,8 +259,6 @@ class VideoDecoder:
             raise
         if table is None:
             self.table = FrameTable(np.array(pts, np.int64), key_indices.tolist())
-        elif self._index != len(table):
-            self._fail("is missing: the decoder gave nothing for it")
 
     def _decode(self, packets: Iterator[VideoPacket]) -> Iterator[VideoFrame]:
         """Pictures in presentation order; any sign of damage is an error.
@@ -308,13 +309,9 @@ class VideoDecoder:
 
     def _check_whole(self) -> None:
         """Raise if what the demuxer took for the end is not the end of the file as written."""
-        if self._source.error is not None:
-            raise self._source.unreadable() from self._source.error
-        match self._fault():
-            case "truncated":
-                self._fail("is missing: the file is cut short")
-            case "undecodable":
-                self._fail("is the end, but the container is damaged and frames may be missing")
+        self._source.check()
+        if fault := self._fault():
+            self._fail(f"is not to be had: {WHY[fault]}")
 
     def _fault(self) -> VideoReason | None:
         def last_sample_end() -> int | None:
@@ -327,8 +324,7 @@ class VideoDecoder:
         self, what: str, cause: Exception | None = None, reason: VideoReason | None = None
     ) -> NoReturn:
         """Raise for the frame that is due: bytes that cannot be had, a cut file, else damage."""
-        if self._source.error is not None:
-            raise self._source.unreadable() from self._source.error
+        self._source.check()
         reason = reason or self._fault() or "undecodable"
         count = f" of {self.stream.frames} (header)" if self.stream.frames else ""
         message = f"{self._source.name}: frame {self._index}{count} {what}"

@@ -33,29 +33,36 @@ class VideoSource:
 
     def __init__(self, source: bytes | Path | BinaryIO, name: str) -> None:
         self.name = name
-        self.error: OSError | None = None
+        self._error: OSError | None = None
         self._is_ours = not hasattr(source, "read")
         self._lock = threading.Lock()
         try:
             self._file = _open_file(source)
             self.size_bytes = self._file.seek(0, io.SEEK_END)
         except OSError as error:
-            self.error = error
-            raise self.unreadable() from error
+            raise self._unreadable(error) from error
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """Up to `size` bytes from `offset`; fewer only at the end."""
-        with self._lock:
-            self._file.seek(offset)
-            return self._file.read(size)
+        """Up to `size` bytes from `offset`; fewer only at the end. VideoError if it cannot."""
+        try:
+            with self._lock:
+                self._file.seek(offset)
+                return self._file.read(size)
+        except OSError as error:
+            self._error = error
+            raise self._unreadable(error) from error
+
+    def check(self) -> None:
+        """Raise what a demuxer may have swallowed: a read that failed looks like an end to it."""
+        if self._error is not None:
+            raise self._unreadable(self._error) from self._error
 
     def cursor(self) -> "SourceCursor":
         """A nameless file at the first byte, for a demuxer."""
         return SourceCursor(self)
 
-    def unreadable(self) -> VideoError:
-        """The failure to report when reading itself failed, with what reading said."""
-        return VideoError("unreadable", f"{self.name}: cannot be read: {self.error}")
+    def _unreadable(self, error: OSError) -> VideoError:
+        return VideoError("unreadable", f"{self.name}: cannot be read: {error}")
 
     def close(self) -> None:
         if self._is_ours:
@@ -65,8 +72,8 @@ class VideoSource:
 class SourceCursor:
     """What PyAV needs of a file: read, seek, tell. Has no name a demuxer could resolve against.
 
-    A failed read looks like the end of the data to FFmpeg, which may carry on or swallow it;
-    the cause is kept in `source.error` for whoever wonders why the video ended.
+    A read that fails is an end to FFmpeg, whatever PyAV is told: whoever meets an end asks
+    `VideoSource.check`.
     """
 
     def __init__(self, source: VideoSource) -> None:
@@ -76,8 +83,7 @@ class SourceCursor:
     def read(self, size: int) -> bytes:
         try:
             data = self._source.read_at(self._offset, size)
-        except OSError as error:
-            self._source.error = error
+        except VideoError:
             return b""
         self._offset += len(data)
         return data
