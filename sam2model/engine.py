@@ -6,6 +6,7 @@ every video has few objects. A video is asked for only as fast as its masks are 
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -47,8 +48,15 @@ class EngineOptions:
     results_ahead: int = 16
 
 
+FEEDER_PATIENCE_S = 5.0  # for a decoder to notice that nobody wants its frames any more
+
+
 class Cancelled(RuntimeError):
     """The engine was closed before this video was done."""
+
+
+class DeadlineExceeded(TimeoutError):
+    """A video was not done in its time; the message says how far it came."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,13 +128,15 @@ class Engine:
         first_frame: int = 0,
         last_frame: int | None = None,
         lane: Lane = "bulk",
+        deadline_s: float | None = None,
     ) -> Iterator[FrameMasks]:
         """Masks of every prompted object on every frame of the span, as they are made.
 
         Forward from the first prompt of all, then backward from the objects' first prompts:
         each object once on each frame. last_frame: inclusive, None for the video's end.
-        Closing the iterator stops the work within a step. Raises PromptError before the first
-        mask for prompts outside the video, VideoError where decoding ends early.
+        deadline_s: seconds from now in which all must be taken. Closing the iterator stops the
+        work within a step. Raises PromptError before the first mask for prompts outside the
+        video, VideoError where decoding ends early, DeadlineExceeded also where it hangs.
         """
         info = video.info
         plan = LabellingPlan.make(prompts, first_frame, last_frame, info.height, info.width)
@@ -140,12 +150,14 @@ class Engine:
             self._jobs.append(job)
             feeder.start()
         try:
-            yield from self._results(job)
+            yield from self._results(job, deadline_s)
         finally:
             with self._changed:
                 job.closed = True
                 self._changed.notify_all()
-            feeder.join()  # the video is the caller's to close; nobody reads it any more
+            # The video is the caller's to close, when nobody reads it any more. A decoder that
+            # hangs in native code cannot be stopped; its thread ends with the process.
+            feeder.join(FEEDER_PATIENCE_S)
 
     def close(self) -> None:
         """Stop after the present step; labels in progress raise Cancelled."""
@@ -154,12 +166,18 @@ class Engine:
             self._changed.notify_all()
         self._thread.join()
 
-    def _results(self, job: _Job) -> Iterator[FrameMasks]:
+    def _results(self, job: _Job, deadline_s: float | None) -> Iterator[FrameMasks]:
+        began, frames = time.monotonic(), 0
         while True:
+            left_s = None if deadline_s is None else began + deadline_s - time.monotonic()
             with self._changed:
-                self._changed.wait_for(
-                    lambda: job.results or job.error or job.all_tracked or self._stopped
+                came = (left_s is None or left_s > 0) and self._changed.wait_for(
+                    lambda: job.results or job.error or job.all_tracked or self._stopped, left_s
                 )
+                if not came:
+                    raise DeadlineExceeded(
+                        f"{job.video.name}: {frames} frames in {deadline_s:.0f} s, the deadline"
+                    )
                 if job.results:
                     result = job.results.popleft()
                     self._changed.notify_all()
@@ -169,6 +187,7 @@ class Engine:
                     return
                 else:
                     raise Cancelled("the engine was closed while this video was being labelled")
+            frames += 1
             yield result
 
     # Decoding: one thread for each video.

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import torch
 
 from sam2model import Prompt, PromptError, Sam2VideoModel, Sam2VideoProcessor
-from sam2model.engine import Engine, EngineOptions
+from sam2model.engine import DeadlineExceeded, Engine, EngineOptions
 from sam2model.prompts import PromptOutOfRange
 from sam2model.semantics import semantics_named
 from sam2model.tracked_masks import FrameMasks
@@ -51,6 +51,8 @@ class MaskEngine(Protocol):
         prompts: list[Prompt],
         first_frame: int = 0,
         last_frame: int | None = None,
+        *,
+        deadline_s: float | None = None,
     ) -> Iterator[FrameMasks]: ...
 
     def close(self) -> None: ...
@@ -64,10 +66,6 @@ class LabellingJob:
     run_id: str
     weights_sha256: str
     code_version: str
-
-
-class DeadlineExceeded(RuntimeError):
-    """A video took longer than `limits.video_deadline_s`."""
 
 
 def code_version() -> str:
@@ -144,14 +142,15 @@ class VideoLabeller:
             attempt.video = video
             attempt.stage("open")
             columns = _MaskColumns(request.video_id)
-            masks = self.engine.label(video, prompts, request.first_frame or 0, request.last_frame)
+            masks = self.engine.label(
+                video,
+                prompts,
+                request.first_frame or 0,
+                request.last_frame,
+                deadline_s=limits.video_deadline_s,
+            )
             for frame in masks:
                 columns.add(frame)
-                if attempt.seconds() > limits.video_deadline_s:
-                    raise DeadlineExceeded(
-                        f"{attempt.seconds():.0f} s, {columns.num_frames} frames; the deadline is "
-                        f"{limits.video_deadline_s:.0f} s"
-                    )
             attempt.stage("track")
             outcome = self._outcome(request, fingerprint, attempt, Status.OK)
         table = columns.table()
