@@ -20,10 +20,11 @@ from test_results import Killed, kill_at
 
 from workflows import compaction
 from workflows.compaction import compact, compact_one_batch
-from workflows.dataset_log import DatasetLog
+from workflows.dataset_log import Change, DatasetLog
 from workflows.delta_log import TABLE_CONFIGURATION
 from workflows.mask_objects import write_mask_object
 from workflows.results import DatasetWriter
+from workflows.rows import TRACKS_SCHEMA, VIDEOS_SCHEMA, outcomes_to_table
 from workflows.storage import Storage, StorageError
 
 if TYPE_CHECKING:
@@ -238,3 +239,30 @@ def test_a_pending_commit_is_completed_before_its_files_could_be_deleted(tmp_pat
     assert contents(storage, root)["videos"] == []
     compact(storage, root, keep_replaced_hours=0)
     assert len(contents(storage, root)["masks"]) == 6
+
+
+PEAK = """
+import resource, sys
+from workflows.results import DatasetWriter
+from workflows.storage import Storage
+finished = DatasetWriter(Storage(), sys.argv[1]).finished()
+ids = [f"video-{number:08d}" for number in range(999_900, 1_000_100)]
+print(finished.contains(ids, ["f" * 32] * 200).sum())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_what_a_million_videos_finished_is_known_within_a_gigabyte(tmp_path: Path) -> None:
+    root = str(tmp_path / "set")
+    tables = DatasetWriter(Storage(), root)._log
+    row = outcomes_to_table([failed("video")]).select(VIDEOS_SCHEMA.names)
+    for start in range(0, 1_000_000, 10_000):
+        ids = pa.array([f"video-{number:08d}" for number in range(start, start + 10_000)])
+        rows = row.take(pa.array([0] * 10_000)).set_column(0, "video_id", ids)
+        change = Change(masks=(), tracks=TRACKS_SCHEMA.empty_table(), videos=rows)
+        assert tables.commit(lambda _, change=change: change)
+    command = [sys.executable, "-c", PEAK, root]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found, peak_bytes = map(int, done.stdout.split())
+    assert found == 100 and peak_bytes < 10**9

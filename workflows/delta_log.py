@@ -32,7 +32,7 @@ TABLE_CONFIGURATION = {
     "delta.logRetentionDuration": "interval 30 days",
     # how long the log remembers a replaced file, not how long it is kept: a job may replace
     # millions, and every checkpoint names each of them anew
-    "delta.deletedFileRetentionDuration": "interval 1 hours",
+    "delta.deletedFileRetentionDuration": "interval 10 minutes",
 }
 
 
