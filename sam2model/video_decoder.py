@@ -179,7 +179,7 @@ class VideoDecoder:
         self._is_used = False
 
     def _refuse(self, reason: VideoReason, what: str, cause: Exception | None = None) -> NoReturn:
-        """Raise on opening, for bytes that cannot be had or a faulty file before the reason given."""
+        """Raise on opening; unreadable bytes and a faulty container outweigh the reason given."""
         self._source.check()
         if fault := find_fault(self._source, lambda: None):
             reason, what = fault, f"cannot be opened: {WHY[fault]}"

@@ -147,6 +147,29 @@ def test_changed_bytes_are_noticed_as_often_as_the_codec_can(folder: Path) -> No
     assert noticed >= 30
 
 
+@pytest.mark.parametrize("name", ["any.mp4", "any.mkv", "any.ts", "any.avi", "any.webm"])
+def test_any_damage_ends_in_frames_or_in_a_video_error(folder: Path, name: str) -> None:
+    codec = {"any.webm": "libvpx", "any.avi": "mpeg4"}.get(name, "libx264")
+    content = write_moving_square(folder / name, 12, codec=codec, fps=25).read_bytes()
+    random = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(60):
+        changed = bytearray(content)
+        for at in random.integers(len(content), size=random.integers(1, 30)):
+            changed[at] = random.integers(256)
+        begin, length = random.integers(len(content)), random.integers(2000)
+        del changed[begin : begin + length * random.integers(2)]
+        try:
+            with Video(bytes(changed), name="v") as video:
+                num_frames = len(list(video.frames()))
+                assert video.count_frames() == video.num_frames_decoded == num_frames
+                assert len(list(video.frames_backwards())) == num_frames
+            outcomes.add("read")
+        except VideoError as error:
+            outcomes.add(error.reason)
+    assert len(outcomes) > 1
+
+
 @pytest.mark.parametrize("header", [b"\x00\x00\x00", b"\xa4", b"\xa3\x40\x05"])
 def test_frames_lost_in_a_damaged_matroska_are_not_a_clean_end(folder: Path, header: bytes) -> None:
     # The demuxer skips to the next thing it knows; VP9 goes on decoding without what was skipped.
