@@ -127,6 +127,7 @@ class Output:
             yield spool
             spool.flush()
             self._upload(path, spool.name)
+        self.written.append(path)
 
     def _upload(self, path: str, spool: str) -> None:
         folder, _, name = join_uri(self.root, path).rpartition("/")
