@@ -197,6 +197,7 @@ OTHER_VALUES = {
     "model.hole_area_px": 0,
     "model.sprinkle_area_px": 0,
     "model.max_conditioning_frames": 4,
+    "model.attention": "sdpa",
     "compute.actors": 2,
     "compute.max_actors": 9,
     "compute.gpus_per_actor": 0.5,
@@ -204,7 +205,6 @@ OTHER_VALUES = {
     "compute.videos_in_flight": 1,
     "compute.slots_per_actor": 8,
     "compute.frame_batch": 1,
-    "compute.decode_threads": 1,
     "limits.max_video_bytes": 1,
     "limits.max_pixels": 1,
     "limits.max_frames": 1,
@@ -219,7 +219,7 @@ OTHER_VALUES = {
 }
 CHANGES_MASKS = {
     *("model.semantics", "model.dtype", "model.hole_area_px", "model.sprinkle_area_px"),
-    "model.max_conditioning_frames",
+    *("model.max_conditioning_frames", "model.attention"),
 }
 
 
@@ -258,4 +258,5 @@ def test_the_inference_config_is_the_one_that_past_datasets_were_labelled_with()
         "hole_area_px": 8,
         "sprinkle_area_px": 8,
         "max_conditioning_frames": None,
+        "attention": "auto",
     }

@@ -42,6 +42,7 @@ class ModelConfig:
     hole_area_px: NotNegative = 8
     sprinkle_area_px: NotNegative = 8
     max_conditioning_frames: AtLeast1 | None = None
+    attention: Literal["auto", "sdpa", "blocked", "plain"] = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,6 @@ class ComputeConfig:
     videos_in_flight: AtLeast1 = 4
     slots_per_actor: AtLeast1 = 32
     frame_batch: Annotated[int, Field(ge=1, le=63)] = 4
-    decode_threads: AtLeast1 = 2
 
     def __post_init__(self) -> None:
         if self.max_actors is not None and self.max_actors < self.actors:

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import torch
 
 from sam2model import Prompt, PromptError, Sam2VideoModel, Sam2VideoProcessor
+from sam2model.attention import force_kernel
 from sam2model.engine import DeadlineExceeded, Engine, EngineOptions
 from sam2model.prompts import PromptOutOfRange
 from sam2model.semantics import semantics_named
@@ -80,6 +81,7 @@ def open_engine(config: LabelConfig) -> Engine:
     """The model of a configuration on the best device that this process was given."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     wanted = config.model
+    force_kernel(None if wanted.attention == "auto" else wanted.attention)
     semantics = replace(
         semantics_named(wanted.semantics),
         hole_area_px=wanted.hole_area_px,
