@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from sam2model import rle
 from sam2model.prompts import Prompt
-from sam2model.video import Frame, Video
+from sam2model.video import Frame, PrefetchedFrames, Video
 from sam2model.video_writer import write_video
 from workflows.drawing import (
     DrawnObject,
@@ -27,6 +27,7 @@ from workflows.drawing import (
     printable,
 )
 
+FRAMES_AHEAD = 8  # decoded while earlier ones are drawn and encoded
 ASSUMED_FPS = 25.0  # for a video that does not say
 PANEL_GAP_PX, TILE_GAP_PX = 4, 16  # between a frame's panels; between frames on a sheet
 BAR_COLOUR, BAR_TEXT_COLOUR = (24, 24, 24), (240, 240, 240)
@@ -90,8 +91,9 @@ def write_overlay(
     of the overlay, at the video's mean rate. Raises as Video.frames and write_video do, and
     OverlayError for masks of another size; there is no file then.
     """
-    frames = (draw_panels(frame, panels, picture_height_px) for frame in video.frames(start, stop))
-    return write_video(path, frames, video.info.fps or ASSUMED_FPS)
+    with PrefetchedFrames(video.frames(start, stop), FRAMES_AHEAD) as frames:
+        pictures = (draw_panels(frame, panels, picture_height_px) for frame in frames)
+        return write_video(path, pictures, video.info.fps or ASSUMED_FPS)
 
 
 def write_contact_sheet(
