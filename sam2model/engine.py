@@ -91,6 +91,7 @@ class _Job:
         self.encoded: deque[_Encoded] = deque()
         self.results: deque[FrameMasks] = deque()
         self.all_decoded = False
+        self.ended_by: BaseException | None = None  # what decoding ended with, if not the end
         self.all_tracked = False
         self.closed = False
         self.error: BaseException | None = None
@@ -135,8 +136,9 @@ class Engine:
         Forward from the first prompt of all, then backward from the objects' first prompts:
         each object once on each frame. last_frame: inclusive, None for the video's end.
         deadline_s: seconds from now in which all must be taken. Closing the iterator stops the
-        work within a step. Raises PromptError before the first mask for prompts outside the
-        video, VideoError where decoding ends early, DeadlineExceeded also where it hangs.
+        work within a step. Raises PromptError before the first mask, or for clicks beyond the
+        video's end where that is reached; VideoError where decoding ends early, after the masks
+        of the frames before; DeadlineExceeded also where it hangs.
         """
         info = video.info
         plan = LabellingPlan.make(prompts, first_frame, last_frame, info.height, info.width)
@@ -204,11 +206,11 @@ class Engine:
                         return
                     job.decoded.append(_Decoded(job, visit, pixels))
                     self._changed.notify_all()
-            with self._changed:
-                job.all_decoded = True
-                self._changed.notify_all()
         except BaseException as error:  # crosses to the thread that asked
-            self._fail([job], error)
+            job.ended_by = error
+        with self._changed:
+            job.all_decoded = True
+            self._changed.notify_all()
 
     def _is_over(self, job: _Job) -> bool:
         return job.closed or self._stopped or job.error is not None
@@ -230,10 +232,12 @@ class Engine:
                     return
                 self._drop_finished()
                 frames = self._next_frames()
-            try:
-                self._encode(frames)
-            except BaseException as error:  # every video of the batch failed, no other
-                self._fail((f.job for f in frames), error)
+            size = self.options.frame_batch
+            for batch in (frames[i : i + size] for i in range(0, len(frames), size)):
+                try:
+                    self._encode(batch)
+                except BaseException as error:  # every video of the batch failed, no other
+                    self._fail((f.job for f in batch), error)
             with self._changed:
                 step = self._next_step()
             try:
@@ -255,6 +259,7 @@ class Engine:
     def _drop_finished(self) -> None:
         for job in [j for j in self._jobs if self._is_finished(j)]:
             job.all_tracked = not self._is_over(job)
+            job.error = job.error or job.ended_by
             self._jobs.remove(job)
             if job.in_bank:
                 for key in job.keys.values():
@@ -267,20 +272,19 @@ class Engine:
         return urgent or self._jobs
 
     def _next_frames(self) -> list[_Decoded]:
-        """Frames to encode together when some video has none ready: one each, and again."""
-        jobs = [j for j in self._in_turn() if j.decoded]
-        if all(j.encoded for j in jobs):
-            return []
-        frames: list[_Decoded] = []
-        while jobs and len(frames) < self.options.frame_batch:
-            frames += [j.decoded.popleft() for j in jobs]
-            jobs = [j for j in jobs if j.decoded]
+        """A frame of each video that has none encoded, then more of them to fill the last batch."""
+        jobs = [j for j in self._in_turn() if j.decoded and not j.encoded]
+        frames = [job.decoded.popleft() for job in jobs]
+        room = -len(frames) % self.options.frame_batch
+        # A video whose masks are not taken keeps one frame: it would hoard the others.
+        jobs = [j for j in jobs if len(j.results) < self.options.results_ahead]
+        while room > 0 and (jobs := [j for j in jobs if j.decoded]):
+            frames += [job.decoded.popleft() for job in jobs[:room]]
+            room -= len(jobs[:room])
         self._changed.notify_all()
         return frames
 
     def _encode(self, frames: list[_Decoded]) -> None:
-        if not frames:
-            return
         pixels = torch.stack([f.pixels for f in frames])
         if self.network.device.type == "cuda":
             pixels = pixels.pin_memory().to(self.network.device, non_blocking=True)
