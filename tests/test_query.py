@@ -15,7 +15,7 @@ from workflows.compaction import compact
 from workflows.query import Dataset, QueryError
 from workflows.results import DatasetWriter
 from workflows.rows import MASKS_SCHEMA, Review, Source
-from workflows.storage import NotFound, Storage
+from workflows.storage import NotFound, Storage, Unreadable
 
 if TYPE_CHECKING:
     from object_store import ObjectStore
@@ -157,6 +157,18 @@ def test_the_last_attempt_tells_how_a_video_went(tmp_path: Path) -> None:
 def test_where_there_is_no_dataset_it_says_so(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=str(tmp_path)):
         Dataset(str(tmp_path))
+
+
+@pytest.mark.cluster
+def test_a_bucket_that_is_not_there_is_named_at_once_and_in_one_line(
+    object_store: ObjectStore,
+) -> None:
+    storage = object_store.storage
+    for look in (lambda uri: Dataset(uri, storage), lambda uri: DatasetWriter(storage, uri)):
+        object_store.behave()
+        with pytest.raises(Unreadable, match="^s3://no-bucket/set/.*NoSuchBucket[^\n]*$"):
+            look("s3://no-bucket/set")
+        assert len(object_store.requests) <= 4, "not tried again"
 
 
 @pytest.mark.parametrize(

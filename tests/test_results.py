@@ -335,8 +335,11 @@ def test_a_review_is_a_revision_that_shows_the_same_masks(
     assert writer.review("a", 1, Review.ACCEPTED, "ann", [0]) == 2
     assert current(writer, "a") == {0: (2, 1, 1), 1: (1, None, 1)}
     assert contents(storage, root)["masks"] == masks
-    with pytest.raises(ValueError, match="no objects \\[7\\]; it has \\[0, 1\\]"):
-        writer.review("a", 2, Review.ACCEPTED, "ann", [7])
+    for video_id, base, objects in (("a", 2, [1, 7]), ("a", 2, []), ("nobody", 0, None)):
+        with pytest.raises(ValueError, match="to review; wanted some of"):
+            writer.review(video_id, base, Review.ACCEPTED, "ann", objects)
+    with pytest.raises(ValueError, match="without tracks"):
+        writer.commit_revision("a", 2, [], mask_rows("a", ()))
 
 
 def test_a_new_labelling_supersedes_the_old_but_not_what_a_person_did(

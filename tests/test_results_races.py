@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from object_store import ObjectStore
 
 pytest_plugins = ["object_store"]
+
+RETENTION = "delta.deletedFileRetentionDuration"
 
 
 def start(storage: Storage, root: str, seed: int) -> subprocess.Popen[str]:
@@ -114,10 +117,34 @@ def test_compaction_keeps_every_row_and_sorts_them(tmp_path: Path) -> None:
     (path,) = tables.masks.refresh().paths()
     rows = pq.read_table(f"{root}/masks/{path}", columns=["video_id", "object_id", "frame_index"])
     assert rows.to_pylist() == sorted(rows.to_pylist(), key=lambda row: tuple(row.values()))
-    again = compact(storage, root, keep_replaced_hours=0)
-    assert (again.files_before, again.files_after, again.files_deleted) == (3, 3, 9)
-    assert contents(storage, root) == before
     assert writer.commit([put(storage, root, ok("a"))]).already == ("a",)
+
+
+def age(root: str, hours: float) -> None:
+    """Make all files of a dataset older."""
+    then_s = time.time() - hours * 3600
+    for path in Path(root).rglob("*.parquet"):
+        os.utime(path, (then_s, then_s))
+
+
+def test_files_that_no_version_kept_needs_are_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TABLE_CONFIGURATION, RETENTION, "interval 0 days")
+    monkeypatch.setitem(TABLE_CONFIGURATION, "delta.checkpointInterval", "1")
+    storage, root = Storage(), str(tmp_path / "set")
+    writer = DatasetWriter(storage, root)
+    for video_id in ("a", "b"):
+        writer.commit([put(storage, root, ok(video_id))])
+    put(storage, root, ok("never committed"))
+    before = contents(storage, root)
+    assert compact(storage, root, keep_replaced_hours=3).files_deleted == 0
+    age(root, hours=2)
+    assert compact(storage, root, keep_replaced_hours=3).files_deleted == 0
+    assert compact(storage, root, keep_replaced_hours=1).files_deleted == 7
+    assert contents(storage, root) == before
+    with pytest.raises(ValueError, match="wanted 1 or more"):
+        compact(storage, root, keep_replaced_hours=0)
 
 
 def test_compaction_leaves_large_files_alone_and_fills_others_up_to_the_target(
@@ -237,7 +264,8 @@ def test_a_pending_commit_is_completed_before_its_files_could_be_deleted(tmp_pat
         with pytest.raises(Killed):
             writer.commit([outcome])
     assert contents(storage, root)["videos"] == []
-    compact(storage, root, keep_replaced_hours=0)
+    age(root, hours=2)
+    compact(storage, root, keep_replaced_hours=1)
     assert len(contents(storage, root)["masks"]) == 6
 
 

@@ -49,7 +49,10 @@ def compact(
 
     keep_replaced_hours: files that the newest version does not name, replaced ones and those put
     but never committed, are deleted when they are older; None keeps them for ever.
+    Raises ValueError for less than an hour: a running job's masks wait for their commit.
     """
+    if keep_replaced_hours is not None and keep_replaced_hours < 1:
+        raise ValueError(f"keep_replaced_hours is {keep_replaced_hours}; wanted 1 or more")
     tables = DatasetLog(storage, root)
     tables.catch_up()  # else a pending commit's files would look forgotten
     before = after = deleted = 0

@@ -5,17 +5,20 @@ Knows nothing of logs and commits: a file written here is not part of a table ye
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from workflows.retry import one_line
 from workflows.rows import DataFile
-from workflows.storage import NotFound, Storage
+from workflows.storage import NotFound, Storage, Unreadable
 from workflows.uris import join_uri
+
+Result = TypeVar("Result")
 
 ROW_GROUP_ROWS = 16_384  # 8k to 32k: small enough to skip within a file, large enough to compress
 ZSTD_LEVEL = 3  # the smallest of the codecs tried on COCO counts; higher levels gain under 1 %
@@ -100,13 +103,16 @@ def read_files(
     schema: pa.Schema,
     where: pc.Expression | None = None,
 ) -> pa.Table:
-    """All rows of some files that satisfy a filter, in schema's columns."""
-    return storage.retry.call(
-        folder,
-        lambda _: open_files(storage, folder, paths, schema).to_table(
-            columns=schema.names, filter=where
-        ),
-    )
+    """All rows of some files that satisfy a filter, in schema's columns.
+
+    Raises Unreadable, naming the table's folder.
+    """
+
+    def attempt(_: float) -> pa.Table:
+        files = open_files(storage, folder, paths, schema)
+        return files.to_table(columns=schema.names, filter=where)
+
+    return _read(storage, folder, attempt)
 
 
 def stream_files(
@@ -128,11 +134,18 @@ def read_footer(storage: Storage, folder: str, path: str) -> Mapping[bytes, byte
     filesystem = storage.arrow_filesystem(folder)
 
     def attempt(_: float) -> Mapping[bytes, bytes]:
-        try:
-            with filesystem.open_input_file(path) as file:
-                metadata: Mapping[bytes, bytes] = pq.read_metadata(file).metadata or {}
-                return metadata
-        except FileNotFoundError as e:
-            raise NotFound(f"{join_uri(folder, path)}: not found") from e
+        with filesystem.open_input_file(path) as file:
+            metadata: Mapping[bytes, bytes] = pq.read_metadata(file).metadata or {}
+            return metadata
 
-    return storage.retry.call(join_uri(folder, path), attempt)
+    return _read(storage, join_uri(folder, path), attempt)
+
+
+def _read(storage: Storage, uri: str, attempt: Callable[[float], Result]) -> Result:
+    """Retried as storage does; an error of pyarrow becomes one that names the URI."""
+    try:
+        return storage.retry.call(uri, attempt)
+    except FileNotFoundError as e:
+        raise NotFound(f"{uri}: {e}") from e
+    except (OSError, pa.ArrowException) as e:
+        raise Unreadable(f"{uri}: {one_line(e)}") from e

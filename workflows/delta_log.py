@@ -8,21 +8,23 @@ only if nothing was committed since its author looked, wherever that author runs
 import logging
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Transaction
-from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
-from workflows.retry import is_transient
+from workflows.retry import is_transient, one_line
 from workflows.rows import DataFile
-from workflows.storage import NotFound, Storage
+from workflows.storage import NotFound, Storage, Unreadable
 from workflows.uris import is_local, join_uri, local_path
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 COMMITS = "maskmill"  # the application id that numbers commits of rows
 COMPACTIONS = "maskmill.compaction"  # another, so that compacting never holds up a commit
@@ -67,7 +69,7 @@ class TableLog:
             except CommitFailedError:
                 log.debug("%s: somebody else created it", self.folder)
 
-        self.storage.retry.call(self.folder, attempt)
+        self._retried(attempt)
 
     def refresh(self) -> "TableLog":
         """See the newest commit. Raises NotFound where there is no table."""
@@ -79,7 +81,7 @@ class TableLog:
             table.update_incremental()
             return table
 
-        self._table = self.storage.retry.call(self.folder, attempt)
+        self._table = self._retried(attempt)
         return self
 
     def rewind(self, sequence: int) -> "TableLog":
@@ -90,7 +92,7 @@ class TableLog:
             while self.sequence > sequence:
                 table.load_as_version(table.version() - 1)
 
-        self.storage.retry.call(self.folder, attempt)
+        self._retried(attempt)
         return self
 
     @property
@@ -158,11 +160,10 @@ class TableLog:
 
     def vacuum(self, keep_hours: float) -> int:
         """Delete files that no version younger than this needs, and forgotten ones; how many."""
-        deleted = self.storage.retry.call(
-            self.folder,
+        deleted = self._retried(
             lambda _: self.table.vacuum(
                 math.ceil(keep_hours), dry_run=False, enforce_retention_duration=False, full=True
-            ),
+            )
         )
         return len(deleted)
 
@@ -178,10 +179,16 @@ class TableLog:
             self.table.create_write_transaction(
                 actions, "append", self.schema, commit_properties=properties
             )
-        except Exception as e:
+        except (OSError, DeltaError) as e:
             if isinstance(e, CommitFailedError) or is_transient(e):
-                raise Conflict(f"{self.folder}: {e}") from e
-            raise
+                raise Conflict(f"{self.folder}: {one_line(e)}") from e
+            raise Unreadable(f"{self.folder}: {one_line(e)}") from e
+
+    def _retried(self, attempt: Callable[[float], Result]) -> Result:
+        try:
+            return self.storage.retry.call(self.folder, attempt)
+        except (OSError, DeltaError) as e:
+            raise Unreadable(f"{self.folder}: {one_line(e)}") from e
 
     def _number(self, app: str) -> int:
         """Remembered, for deltalake reads it from the log files since the last checkpoint."""

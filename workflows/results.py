@@ -137,6 +137,8 @@ class DatasetWriter:
         masks: every frame of each object's span, also those that did not change (`merge_masks`).
         attempt: a row for videos, needed where a video has none.
         """
+        if not tracks:
+            raise ValueError(f"{video_id}: a revision without tracks")
         check_rows(video_id, {track.object_id for track in tracks}, masks)
         name = f"revision-{uuid.uuid4().hex}"
 

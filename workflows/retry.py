@@ -3,6 +3,7 @@
 import errno
 import logging
 import random
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+MESSAGE_CHARACTERS = 500
 TRANSIENT_STATUS = {408, 409, 425, 429, 500, 502, 503, 504}  # 409: a conditional PUT met another
 # errors of HTTP clients that are no OSError; by name, so that no store's client need be installed
 TRANSIENT_NAMES = {
@@ -66,7 +68,7 @@ class Retry:
                 is_over = number == self.attempts or self.clock() + wait_s > give_up_at
                 if is_over or not is_transient(e):
                     raise
-                log.warning("%s: attempt %d of %d: %r", what, number, self.attempts, e)
+                log.warning("%s: attempt %d of %d: %s", what, number, self.attempts, one_line(e))
             self.sleep(wait_s)
         raise AssertionError("attempts is at least 1")
 
@@ -88,11 +90,18 @@ def is_transient(error: BaseException) -> bool:
     return any(text in str(error) for text in DELTA_TRANSIENT)
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, without the colours and line breaks that deltalake puts in."""
+    text = " ".join(re.sub(r"\x1b\[\d*m|↳", "", str(error)).split())
+    return f"{type(error).__name__}: {text[:MESSAGE_CHARACTERS]}"
+
+
 def _http_status(error: BaseException) -> int | None:
-    """The status behind a botocore ClientError, or behind what s3fs made of it."""
+    """The status behind a botocore ClientError or what s3fs made of it, or in deltalake's text."""
     for candidate in (error, error.__cause__):
         response = getattr(candidate, "response", None)
         if isinstance(response, dict):
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             return int(status) if status is not None else None
-    return None
+    answered = re.search(r"non-2xx status code\D*(\d{3})", re.sub(r"\x1b\[\d*m", "", str(error)))
+    return int(answered[1]) if answered else None

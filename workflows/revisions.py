@@ -82,11 +82,11 @@ class CurrentTracks:
         committed_at: datetime,
     ) -> list[Track]:
         """The tracks of a new revision that shows the same masks, judged by a person."""
-        wanted = self.by_object.keys() if object_ids is None else object_ids
-        unknown = sorted(set(wanted) - self.by_object.keys())
-        if unknown:
+        wanted = set(self.by_object if object_ids is None else object_ids)
+        if not wanted or not wanted <= self.by_object.keys():
             raise ValueError(
-                f"{self.video_id}: no objects {unknown}; it has {sorted(self.by_object)}"
+                f"{self.video_id}: objects {sorted(wanted)} to review; "
+                f"wanted some of {sorted(self.by_object)}"
             )
         return [
             replace(

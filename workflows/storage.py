@@ -18,7 +18,7 @@ import fsspec
 import pyarrow.fs
 from fsspec.asyn import AsyncFileSystem, sync
 
-from workflows.retry import Retry
+from workflows.retry import Retry, one_line
 from workflows.uris import is_local, lies_under, local_path, scheme_of
 
 Result = TypeVar("Result")
@@ -274,7 +274,7 @@ class Storage:
         except Exception as e:
             package = type(e).__module__.split(".")[0]
             if isinstance(e, OSError) or package in CLIENT_PACKAGES:
-                raise Unreadable(f"{uri}: {type(e).__name__}: {e}") from e
+                raise Unreadable(f"{uri}: {one_line(e)}") from e
             raise
 
     def _filesystem(self, uri: str) -> Any:
