@@ -171,7 +171,10 @@ def _join_parts(path: Path, part: Path) -> Path:
             nearest = distances.min()
             row, at = divmod(int(distances.argmin()), len(path))
             place = start + row
-    return _insert(path, at, _round_trip(part, place))
+    across = part[place] - path[at]
+    # first diagonally, then straight: every reader draws such lines with the same pixels
+    elbow = (path[at] + np.sign(across) * np.abs(across).min())[None]
+    return _insert(path, at, np.concatenate([elbow, _round_trip(part, place), elbow]))
 
 
 def _round_trip(path: Path, place: int) -> Path:
