@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import IO, Any, ClassVar
 from urllib.parse import quote
 
+from workflows.config import STRICT
 from workflows.labelled_videos import LabelledVideo
 from workflows.storage import Storage
 from workflows.uris import is_local, join_uri, local_path
@@ -147,6 +148,7 @@ class Output:
 class ExportFormat(ABC):
     """One way to lay labels out in files; a frozen dataclass of its own options."""
 
+    __pydantic_config__ = STRICT
     name: ClassVar[str]
     loses: ClassVar[str]  # what no export in this format can hold, in a sentence
 
