@@ -31,7 +31,9 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def tiny_hf_config(image_size: int = 128, **changes: Any) -> Sam2VideoConfig:
+def tiny_hf_config(
+    image_size: int = 128, stability_delta: float = 0.05, **changes: Any
+) -> Sam2VideoConfig:
     """transformers' configuration of a SAM 2.1 of half a million weights.
 
     Memories keep 64 channels, which transformers has hard-coded; pointers are two tokens of 64.
@@ -61,6 +63,7 @@ def tiny_hf_config(image_size: int = 128, **changes: Any) -> Sam2VideoConfig:
             "hidden_size": width,
             "mlp_dim": 2 * width,
             "iou_head_hidden_dim": width,
+            "dynamic_multimask_stability_delta": stability_delta,
         },
         "memory_attention_hidden_size": width,
         "memory_attention_feed_forward_hidden_size": 2 * width,

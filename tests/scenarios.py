@@ -151,15 +151,16 @@ SCENARIOS = [
         ],
     ),
     Scenario(
-        "masks of three sizes, one of them empty",
+        "masks of four sizes, one of them empty",
         [
             Add(
                 0,
-                [1, 2, 3],
+                [1, 2, 3, 4],
                 masks=[
                     rectangle(slice(20, 60), slice(70, 120)),
                     rectangle(slice(10, 30), slice(5, 40), (70, 50)),
                     rectangle(slice(0, 0), slice(0, 0), (128, 128)),
+                    rectangle(slice(20, 280, 7), slice(30, 400), (300, 500)),
                 ],
             ),
             Run(0),
@@ -256,13 +257,14 @@ SCENARIOS = [
         flickers=True,
     ),
     Scenario(
-        "fewer memories and pointers, single masks while tracking",
+        "fewer memories and pointers",
         [*click(0, at=OTHER), Propagate()],
-        config={
-            "num_maskmem": 4,
-            "max_object_pointers_in_encoder": 3,
-            "multimask_output_for_tracking": False,
-        },
+        config={"num_maskmem": 4, "max_object_pointers_in_encoder": 3},
+    ),
+    Scenario(
+        "single masks while tracking, some of them too unstable to take",
+        [Add(0, [1], boxes=[(20, 10, 60, 50)]), Run(0), *click(2, 2, OTHER), Propagate()],
+        config={"multimask_output_for_tracking": False, "stability_delta": 0.1},
     ),
     Scenario("tall video", [*click(0), Propagate()], frames=6, size_hw=(160, 90)),
     Scenario("larger model", [*click(0), Propagate()], frames=4, config={"image_size": 256}),

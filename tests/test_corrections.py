@@ -313,6 +313,19 @@ def test_an_object_removed_and_added_again_starts_anew() -> None:
     assert largest_error(again, ours([*click(2, 1, DISC), Propagate()])) < TOLERANCE
 
 
+def test_a_removed_object_gives_its_memories_back() -> None:
+    side = _our_side()
+    side.play([*click(0, 1, DISC), Propagate()])
+    bank = side.session.stepper.bank
+    alone = bank.mask_pages_in_use
+    side.play([*click(0, 2, OTHER), Propagate()])
+    assert bank.mask_pages_in_use == 2 * alone > 0
+
+    side.session.remove_object(2)
+
+    assert bank.mask_pages_in_use == alone
+
+
 def test_removing_an_object_that_is_not_there_names_those_that_are() -> None:
     side = _our_side()
     side.play(click(0, 4, DISC))

@@ -5,6 +5,7 @@ in test_weight_files.py. `python tests/scenarios.py` prints the errors measured 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,10 +52,37 @@ def test_masks_and_scores_match_transformers_within_1e_4(scenario: Scenario) -> 
     ids = [list(e.scores) for e in theirs]
     got = np.array([e.scores[i] for e, row in zip(ours, ids, strict=True) for i in row])
     wanted = np.array([e.scores[i] for e, row in zip(theirs, ids, strict=True) for i in row])
-    assert np.abs(got - wanted).max() < TOLERANCE * np.abs(wanted).max()
+    # The score head of a flickering model is stretched some sixty times, its rounding too.
+    tolerance = 10 * TOLERANCE if scenario.flickers else TOLERANCE
+    assert np.abs(got - wanted).max() < tolerance * np.abs(wanted).max()
     if scenario.flickers:
         absent = [bool((m == ABSENT).all()) for e in theirs for m in e.logits.values()]
         assert any(absent) and not all(absent)
+
+
+@pytest.mark.parametrize("name", ["one click", "box"])
+def test_iou_scores_are_those_of_the_masks_that_transformers_chooses(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (scenario,) = (s for s in SCENARIOS if s.name == name)
+    hf_model = small_hf_model()
+    decode = hf_model._single_frame_forward
+    expected = []
+
+    def decode_and_note(*args: Any, **kwargs: Any) -> Any:
+        output = decode(*args, **kwargs)
+        expected.append(float(output.iou_scores.max()))  # of three masks, or of the single one
+        return output
+
+    monkeypatch.setattr(hf_model, "_single_frame_forward", decode_and_note)
+    hf_side(hf_model, scenario.video()).play(scenario.script)
+    side = our_side(our_model(hf_model), scenario.video())
+    side.play(scenario.script[:-1])
+
+    got = [o.iou_scores for o in side.model.propagate_in_video_iterator(side.session)]
+
+    assert all(scores.shape == (1,) for scores in got)
+    assert torch.cat(got).tolist() == pytest.approx(expected, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("kernel", list(KERNELS))
@@ -213,7 +241,7 @@ def _mean_overlap(ours: list[Emission], theirs: list[Emission]) -> float:
 @pytest.mark.slow
 def test_the_released_tiny_size_matches_transformers_at_1024_px() -> None:
     hf_model = random_hf_model(Sam2VideoConfig())
-    frames = synthetic_frames(9, 480, 640)
+    frames = synthetic_frames(4, 480, 640)
     script = [
         Add(0, [1, 2], points=[[(160, 150)], [(440, 290)]], signs=[[1], [1]]),
         Run(0),
