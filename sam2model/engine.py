@@ -5,11 +5,12 @@ of whichever videos have their next frame ready advance together, so a step is f
 every video has few objects. A video is asked for only as fast as its masks are taken.
 """
 
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -30,6 +31,8 @@ from sam2model.track_step import (
 from sam2model.tracked_masks import FrameMasks, tracked_masks
 from sam2model.video import Video
 
+log = logging.getLogger(__name__)
+
 Lane = Literal["bulk", "interactive"]
 
 
@@ -46,6 +49,13 @@ class EngineOptions:
     frame_batch: int = 4
     frames_ahead: int = 8
     results_ahead: int = 16
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            if getattr(self, option.name) < 1:
+                raise ValueError(
+                    f"{option.name}: got {getattr(self, option.name)}; wanted 1 or more"
+                )
 
 
 FEEDER_PATIENCE_S = 5.0  # for a decoder to notice that nobody wants its frames any more
@@ -225,6 +235,16 @@ class Engine:
 
     @torch.inference_mode()
     def _run(self) -> None:
+        try:
+            self._go_on()
+        except BaseException as error:  # a defect of the engine's own: nobody may wait for ever
+            log.exception("the engine broke")
+            self._fail(self._jobs, error)
+            with self._changed:
+                self._stopped = True
+                self._changed.notify_all()
+
+    def _go_on(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._stopped or self._has_work())

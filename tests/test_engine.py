@@ -21,7 +21,7 @@ from torch import Tensor
 from videos import moving_square, write_moving_square
 
 from sam2model import Sam2VideoModel, Sam2VideoProcessor, Sam2VideoVideoProcessor
-from sam2model.engine import Cancelled, Engine, EngineOptions
+from sam2model.engine import Cancelled, DeadlineExceeded, Engine, EngineOptions
 from sam2model.labelling_plan import LabellingPlan
 from sam2model.prompts import Prompt, PromptError
 from sam2model.rle import decode
@@ -686,6 +686,51 @@ def test_closing_the_engine_cancels_the_labels_that_wait(network: Sam2Network) -
     with pytest.raises(Cancelled):
         next(engine.label(FakeVideo(), [click(1, 0)]))  # type: ignore[arg-type]
     engine.close()  # a second time does nothing
+
+
+def test_a_video_that_hangs_ends_at_its_deadline_and_the_others_go_on(
+    network: Sam2Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sam2model.engine.FEEDER_PATIENCE_S", 0.01)
+    with running(network) as engine:
+        hanging = FakeVideo(20, "hanging", closed_at=3)
+        beside = engine.label(FakeVideo(), [click(1, 0)])  # type: ignore[arg-type]
+        first = next(beside)
+
+        with pytest.raises(DeadlineExceeded, match="hanging: [0-3] frames in 0 s, the deadline"):
+            list(engine.label(hanging, [click(1, 0)], deadline_s=0.2))  # type: ignore[arg-type]
+
+        assert [f.frame_index for f in (first, *beside)] == list(range(12))
+        hanging.gate.set()  # the decoder's thread notices that nobody waits for it
+        wait_until(lambda: engine_threads() == {"engine"})
+        assert hanging.given <= 5
+
+
+def test_an_engine_that_breaks_tells_everybody_who_waits(
+    network: Sam2Network, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Engine(network, PROCESSOR)
+    frames = engine.label(FakeVideo(500), [click(1, 0)])  # type: ignore[arg-type]
+    next(frames)
+
+    def broken() -> list[Any]:
+        raise KeyError("a defect")
+
+    monkeypatch.setattr(engine, "_next_step", broken)
+
+    with pytest.raises(KeyError, match="a defect"):
+        list(frames)
+    with pytest.raises(Cancelled):
+        next(engine.label(FakeVideo(), [click(1, 0)]))  # type: ignore[arg-type]
+    engine.close()
+    assert "the engine broke" in caplog.messages
+    assert engine_threads() == set()
+
+
+@pytest.mark.parametrize("name", ["slots", "frame_batch", "frames_ahead", "results_ahead"])
+def test_options_that_would_let_nothing_through_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}: got 0; wanted 1 or more"):
+        EngineOptions(**{name: 0})
 
 
 # Constant memory.
