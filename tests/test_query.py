@@ -189,7 +189,6 @@ def test_a_bucket_that_is_not_there_is_named_at_once_and_in_one_line(
         ("SELECT * FROM read_parquet('{folder}/masks/*/*')", "file system operations are disabled"),
         ("SELECT * FROM glob('{folder}/*')", "file system operations are disabled"),
         ("SELECT * FROM '{folder}/secret.csv'", "file system operations are disabled"),
-        ("SELECT * FROM parameters", "does not exist"),
         ("SELECT * FROM nothing", "nothing does not exist"),
         ("SELEC 1", "syntax error"),
         ("SELECT no_such_column FROM masks", "no_such_column"),
