@@ -5,8 +5,10 @@ Knows nothing of networks. Frames are resized to a square with anti-aliasing on 
 """
 
 import json
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam2model.checkpoint import CheckpointError, locate
 from sam2model.inference_session import FrameSource, Sam2VideoInferenceSession
 from sam2model.mask_ops import fill_holes, remove_sprinkles, suppress_overlaps
 from sam2model.prompt_encoder import LABEL_BOX_END, LABEL_BOX_START
@@ -103,6 +106,7 @@ class _FileFrames:
     def __init__(self, video: Video, processor: Sam2VideoVideoProcessor) -> None:
         self._video = video
         self._processor = processor
+        weakref.finalize(self, video.close)  # a session has no end of its own
         self._length = video.count_frames()
 
     def __len__(self) -> int:
@@ -127,8 +131,6 @@ class Sam2VideoProcessor:
     @classmethod
     def from_pretrained(cls, source: str | Path, **hub: Any) -> Self:
         """Read the processor files beside a model, or its config where there are none."""
-        from sam2model.checkpoint import locate
-
         path = locate(source, revision=hub.get("revision"), token=hub.get("token"))
         folder = path if path.is_dir() else path.parent
         settings: dict[str, Any] = {}
@@ -139,7 +141,7 @@ class Sam2VideoProcessor:
             "processor_config.json",
         ):
             if (folder / name).exists():
-                settings |= _settings(json.loads((folder / name).read_text()))
+                settings |= _settings(folder / name)
         return cls(Sam2VideoVideoProcessor(**settings))
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -362,7 +364,9 @@ def _to_rgb(frame: Image) -> Tensor:
         image = frame
     else:
         array = np.asarray(frame.convert("RGB") if hasattr(frame, "convert") else frame)
-        image = torch.from_numpy(np.array(array, copy=not array.flags.writeable))
+        if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+            array = array.copy()  # torch shares neither, such as colours turned round from OpenCV
+        image = torch.from_numpy(array)
     if image.dtype != torch.uint8 or image.dim() != 3:
         raise ValueError(
             f"frame: got {image.dtype} of shape {tuple(image.shape)}; wanted uint8 (H, W, 3)"
@@ -374,13 +378,17 @@ def _to_rgb(frame: Image) -> Tensor:
     raise ValueError(f"frame: shape {tuple(image.shape)}; wanted three colours, (H, W, 3)")
 
 
-def _settings(content: dict[str, Any]) -> dict[str, Any]:
+def _settings(path: Path) -> dict[str, Any]:
     """The size, mean and std that a processor file or a model configuration states."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a processor's settings: {error}") from error
     for part in ("image_processor", "video_processor"):
         if isinstance(content.get(part), dict):
             content = content | content[part]
     found: dict[str, Any] = {}
-    size = content.get("size", content.get("image_size"))
+    size = content.get("size", content.get("image_size", content.get("target_size")))
     if isinstance(size, dict):
         size = size.get("height", size.get("longest_edge"))
     if isinstance(size, list):
@@ -397,7 +405,7 @@ def _first_image(values: Any, depth: int, name: str, num_objects: int) -> list[A
     """The entries of the one image, one for each object; Nones where there are none."""
     if values is None:
         return [None] * num_objects
-    nested = values.tolist() if hasattr(values, "tolist") else values
+    nested = _as_lists(values)
     level, found = nested, 0
     while isinstance(level, list | tuple):
         found += 1
@@ -414,23 +422,40 @@ def _first_image(values: Any, depth: int, name: str, num_objects: int) -> list[A
     return list(nested[0])
 
 
+def _as_lists(values: Any) -> Any:
+    """Nested lists of plain numbers, whatever of it is an array or a tensor."""
+    if hasattr(values, "tolist"):
+        return values.tolist()
+    return [_as_lists(v) for v in values] if isinstance(values, list | tuple) else values
+
+
+def _numbers(name: str, value: Any, wanted: tuple[str, ...]) -> list[float]:
+    """The coordinates of one point or box."""
+    numbers = value if isinstance(value, list | tuple) else []
+    if len(numbers) != len(wanted) or not all(isinstance(n, Real) for n in numbers):
+        raise PromptError(f"{name}: {value}; wanted [{', '.join(wanted)}]")
+    return [float(n) for n in numbers]
+
+
 def _clicks(points: Any, labels: Any, box: Any, scale: tuple[float, float]) -> ModelPrompt:
     """Clicks and a box of one object as model points; the box comes first."""
-    coordinates: list[tuple[float, float]] = []
+    coordinates: list[list[float]] = []
     kinds: list[int] = []
     if box is not None:
-        x0, y0, x1, y1 = box
-        coordinates += [(x0, y0), (x1, y1)]
+        corners = _numbers("input_boxes", box, ("x0", "y0", "x1", "y1"))
+        coordinates += [corners[:2], corners[2:]]
         kinds += [LABEL_BOX_START, LABEL_BOX_END]
-    points = [] if points is None else points
-    labels = [] if labels is None else labels
+    points = [_numbers("input_points", point, ("x", "y")) for point in points or []]
+    labels = labels or []
     if len(points) != len(labels):
         raise PromptError(f"{len(points)} points but {len(labels)} labels; wanted as many")
     bad = [label for label in labels if label not in (0, 1)]
     if bad:
         raise PromptError(f"labels {bad}: wanted 1 (adds) or 0 (takes away)")
-    coordinates += [(x, y) for x, y in points]
+    coordinates += points
     kinds += [int(label) for label in labels]
+    if not coordinates:
+        raise PromptError("no points and no box; wanted one of them for every object")
     where = torch.tensor(coordinates, dtype=torch.float32).reshape(-1, 2)
     if not bool(where.isfinite().all()):
         raise PromptError(f"coordinates must be finite, got {coordinates}")
