@@ -77,14 +77,16 @@ class Sam2VideoModel(Sam2Network):
         semantics: str | Semantics = "reference",
         dtype: torch.dtype | None = None,
         max_conditioning_frames: int | None = None,
+        device_map: str | torch.device | None = None,
         revision: str | None = None,
         token: str | None = None,
     ) -> Self:
         """Load weights: a hub id, a folder, a `.safetensors` file or a Meta `.pt` file.
 
         dtype: of the weights; None keeps fp32. max_conditioning_frames: prompted frames that one
-        step reads; None reads what the configuration says, by default all. Raises CheckpointError, listing missing and
-        unexpected keys, when the weights do not fit.
+        step reads; None reads what the configuration says, by default all. device_map: a device
+        for the whole model, "auto" for a GPU where there is one.
+        Raises CheckpointError, listing missing and unexpected keys, when the weights do not fit.
         """
         config, weights = read_checkpoint(locate(source, revision=revision, token=token), config)
         if max_conditioning_frames is not None:
@@ -92,7 +94,9 @@ class Sam2VideoModel(Sam2Network):
         model = cls(config, semantics)
         check_keys(str(source), model.state_dict(), weights)
         model.load_state_dict(weights)
-        return model if dtype is None else model.to(dtype=dtype)
+        if device_map == "auto":
+            device_map = "cuda" if torch.cuda.is_available() else "cpu"
+        return model.to(device=device_map, dtype=dtype)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that this class and transformers' both read."""

@@ -53,7 +53,6 @@ def video_frames() -> list[Image.Image]:
     return [Image.fromarray(frame) for frame in synthetic_frames(FRAMES, HEIGHT, WIDTH)]
 
 
-@pytest.mark.xfail(raises=TypeError, strict=True, reason="from_pretrained has no device_map yet")
 def test_loading_with_the_pages_own_arguments(checkpoint: Path) -> None:
     model = Sam2VideoModel.from_pretrained(checkpoint, device_map="auto")
 
@@ -388,7 +387,6 @@ def test_images_arrays_and_a_file_of_the_same_frames_track_alike(
     assert all(torch.equal(masks, tracked[0]) for masks in tracked)
 
 
-@pytest.mark.xfail(raises=AssertionError, strict=True, reason="sessions do not close their file")
 def test_a_session_on_a_file_lets_go_of_it_when_it_is_dropped(
     processor: Sam2VideoProcessor, video_path: Path
 ) -> None:
