@@ -126,7 +126,7 @@ def read_video(dataset: Dataset, wanted: VideoObjects, at: At | None = None) -> 
         if track.object_id in object_ids
     ]
     masks = dataset.masks(video_id, object_ids, at=at)
-    return make_video(video_id, tracks, masks, _about(dataset, video_id))
+    return make_video(video_id, tracks, masks, about_video(dataset, video_id))
 
 
 def make_video(
@@ -161,7 +161,7 @@ def make_video(
     )
 
 
-def _about(dataset: Dataset, video_id: str) -> dict[str, Any]:
+def about_video(dataset: Dataset, video_id: str) -> dict[str, Any]:
     """The last attempt that succeeded: a later failure says nothing about size and length."""
     for attempt in dataset.videos([video_id]).to_pylist():
         if attempt["status"] == Status.OK:

@@ -128,9 +128,13 @@ class SavJson(Mapping[str, VideoMasks]):
 def read_sav_json(
     path: Path, frames_per_annotation: int = FRAMES_PER_SAV_ANNOTATION
 ) -> dict[int, dict[int, Rle]]:
-    """The masks of one SA-V annotation file. Raises MaskSourceError if it is not one."""
+    """The masks of one SA-V annotation file. Raises MaskSourceError if it is not one.
+
+    A file that says how far its annotations lie apart, in `ann_every`, is believed.
+    """
     try:
         video = json.loads(path.read_text(encoding="utf-8"))
+        frames_per_annotation = int(video.get("ann_every", frames_per_annotation))
         object_ids = [int(object_id) for object_id in video["masklet_id"]]
         masks: dict[int, dict[int, Rle]] = {object_id: {} for object_id in object_ids}
         for entry, masklets in enumerate(video["masklet"]):
@@ -138,7 +142,7 @@ def read_sav_json(
                 height, width = masklet["size"]
                 mask = Rle(masklet["counts"], int(height), int(width))
                 masks[object_id][entry * frames_per_annotation] = mask
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise MaskSourceError(
             f"{path}: {type(error).__name__}: {error}; wanted SA-V JSON, `masklet` a list of "
             "frames with one mask for each `masklet_id`"
