@@ -296,8 +296,6 @@ class Engine:
         jobs = [j for j in self._in_turn() if j.decoded and not j.encoded]
         frames = [job.decoded.popleft() for job in jobs]
         room = -len(frames) % self.options.frame_batch
-        # A video whose masks are not taken keeps one frame: it would hoard the others.
-        jobs = [j for j in jobs if len(j.results) < self.options.results_ahead]
         while room > 0 and (jobs := [j for j in jobs if j.decoded]):
             frames += [job.decoded.popleft() for job in jobs[:room]]
             room -= len(jobs[:room])

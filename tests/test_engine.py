@@ -325,6 +325,46 @@ def test_objects_of_several_videos_share_a_step(network: Sam2Network) -> None:
     assert sum(sizes) == 4 * 11  # every object once on every frame but its prompt's
 
 
+class Pausing(Sam2Network):
+    """Stands still in a step while `may_step` is not set."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.may_step, self.stands_still = threading.Event(), threading.Event()
+        self.may_step.set()
+
+    def track_step(self, image: ImageFeatures, memory: Any) -> StepOutput:
+        if not self.may_step.is_set():
+            self.stands_still.set()
+        assert self.may_step.wait(PATIENCE_S)
+        return super().track_step(image, memory)
+
+
+def test_frames_of_one_video_that_are_decoded_already_are_encoded_together() -> None:
+    batches: list[int] = []
+
+    class Counting(Pausing):
+        def encode_images(self, pixels: Tensor) -> ImageFeatures:
+            batches.append(len(pixels))
+            return super().encode_images(pixels)
+
+    network: Pausing = small_network(SEED, Counting)
+    with running(network, frame_batch=4, frames_ahead=8) as engine:
+        video = FakeVideo(40)
+        network.may_step.clear()
+        frames = engine.label(video, [click(1, 0)])  # type: ignore[arg-type]
+        reader = threading.Thread(target=list, args=(frames,))
+        reader.start()
+        assert network.stands_still.wait(PATIENCE_S)
+        before = sum(batches)
+        wait_until(lambda: video.given == before + 8 + 1)
+        network.may_step.set()
+        reader.join(PATIENCE_S)
+
+    assert sum(batches) == 40
+    assert 4 in batches
+
+
 def test_no_step_or_batch_of_frames_is_larger_than_the_options_say(network: Sam2Network) -> None:
     steps, batches = [], []
 
@@ -596,21 +636,6 @@ def test_a_video_that_was_not_read_goes_on_where_it_waited(
         undisturbed = list(engine.label(FakeVideo(20), [click(1, 0)]))  # type: ignore[arg-type]
 
     assert_same_masks([first, *rest], undisturbed)
-
-
-class Pausing(Sam2Network):
-    """Stands still in a step while `may_step` is not set."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.may_step, self.stands_still = threading.Event(), threading.Event()
-        self.may_step.set()
-
-    def track_step(self, image: ImageFeatures, memory: Any) -> StepOutput:
-        if not self.may_step.is_set():
-            self.stands_still.set()
-        assert self.may_step.wait(PATIENCE_S)
-        return super().track_step(image, memory)
 
 
 def test_interactive_work_goes_before_bulk_work() -> None:
