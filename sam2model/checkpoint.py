@@ -6,7 +6,6 @@ Loading is strict: every missing and every unexpected key is listed.
 
 import hashlib
 import json
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 from sam2model.configuration import RELEASED_SIZES, Sam2VideoConfig, released_config
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+PICKLES = (".pt", ".pth", ".bin")
 
 
 class CheckpointError(ValueError):
@@ -31,14 +31,13 @@ def locate(source: str | Path, *, revision: str | None, token: str | None) -> Pa
     path = Path(source)
     if path.exists():
         return path
-    if path.suffix in (".safetensors", ".pt") or str(source).startswith((".", "/", "~")):
+    if path.suffix in (".safetensors", *PICKLES) or str(source).startswith((".", "/", "~")):
         raise CheckpointError(f"{source}: no such file or folder")
     return _download(str(source), revision, token)
 
 
 def _download(repo_id: str, revision: str | None, token: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     fix = (
         "check the id and the network, or download the folder elsewhere "
@@ -51,7 +50,7 @@ def _download(repo_id: str, revision: str | None, token: str | None) -> Path:
             token=token,
             allow_patterns=["*.json", "*.safetensors"],
         )
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # its HTTP library's own errors too, whichever that is
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{repo_id}: no local path, and the Hugging Face hub did not give it: {reason}; {fix}"
@@ -77,7 +76,7 @@ def read_checkpoint(
         weights = {name: t for file in files for name, t in _read_safetensors(file).items()}
         config_path = path / CONFIG_FILE
     else:
-        read = _read_pickle if path.suffix in (".pt", ".pth", ".bin") else _read_safetensors
+        read = _read_pickle if path.suffix in PICKLES else _read_safetensors
         weights = read(path)
         config_path = path.parent / CONFIG_FILE
     if any(name.startswith("image_encoder.") for name in weights):
@@ -131,8 +130,10 @@ def check_keys(where: str, expected: Mapping[str, Tensor], found: Mapping[str, T
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    mapping: dict[str, str] = json.loads(index.read_text())["weight_map"]
-    return mapping
+    try:
+        return dict(json.loads(index.read_text())["weight_map"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{index}: not an index of weight files: {error!r}") from error
 
 
 def _listing(folder: Path) -> str:
@@ -151,7 +152,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     """A `.pt` file that holds tensors and nothing that could run."""
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # what unpickling makes of other bytes has no common class
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{path}: not a file of plain tensors, refused: {reason}") from error
     weights = content.get("model", content) if isinstance(content, dict) else None

@@ -243,7 +243,7 @@ class Sam2VideoConfig:
         """Read `config.json`; raises ConfigurationError naming the file."""
         try:
             return cls.from_dict(json.loads(path.read_text()))
-        except (OSError, json.JSONDecodeError, TypeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ConfigurationError(f"{path}: not a model configuration: {error}") from error
 
 
