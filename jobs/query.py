@@ -4,11 +4,11 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs._cli import Result, UsageError, job_parser, run
+from jobs._labels import add_at_option
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,12 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="of the answer, default table",
     )
     parser.add_argument("--output", metavar="FILE", type=Path, help="write the answer to a file")
-    parser.add_argument(
-        "--at",
-        metavar="TIME|REVISION",
-        type=_at,
-        help="labels as they were: an ISO time (UTC unless it says), or a revision number",
-    )
+    add_at_option(parser)
     return run(parser, query, argv)
 
 
@@ -68,18 +63,6 @@ def query(options: argparse.Namespace) -> Result:
     if options.output is not None:
         summary["output"] = str(options.output)
     return Result(summary)
-
-
-def _at(text: str) -> datetime | int:
-    if text.isdecimal():
-        return int(text)
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: wanted an ISO time such as 2026-01-31T12:00:00 or a revision number"
-        ) from None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _text(answer: "pa.Table", kind: str) -> str:
