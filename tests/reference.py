@@ -204,6 +204,7 @@ class Run:
     """`model(frame_idx=…)`."""
 
     frame: int
+    reverse: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,8 +258,10 @@ class Side:
         match step:
             case Add():
                 self.processor.add_inputs_to_inference_session(**self._inputs(step))
-            case Run(frame):
-                yield _emission(self.model(inference_session=self.session, frame_idx=frame))
+            case Run(frame, reverse):
+                yield _emission(
+                    self.model(inference_session=self.session, frame_idx=frame, reverse=reverse)
+                )
             case Stream(frame):
                 image = self.stream[frame]
                 yield _emission(self.model(inference_session=self.session, frame=image))

@@ -5,7 +5,7 @@
 
 import sys
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ class Scenario:
         return synthetic_frames(self.frames, *self.size_hw)
 
 
-@cache
+@lru_cache(maxsize=8)
 def our_model(hf_model: Any, semantics: str | Any = "reference") -> sam2model.Sam2VideoModel:
     """Our model with the weights and the configuration of transformers'."""
     config = sam2model.Sam2VideoConfig.from_dict(hf_model.config.to_dict())
