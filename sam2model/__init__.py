@@ -14,9 +14,10 @@ from sam2model.configuration import (
     Sam2VideoPromptEncoderConfig,
     released_config,
 )
+from sam2model.frame_processing import Sam2VideoVideoProcessor
 from sam2model.inference_session import Sam2VideoInferenceSession, SessionError
 from sam2model.modeling import Sam2VideoModel, Sam2VideoSegmentationOutput
-from sam2model.processing import Sam2VideoProcessor, Sam2VideoVideoProcessor
+from sam2model.processing import Sam2VideoProcessor
 from sam2model.prompts import Prompt, PromptError
 
 __all__ = [

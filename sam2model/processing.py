@@ -1,14 +1,10 @@
 """Frames and prompts to what the model reads, and its masks back to the video's size.
 
-Knows nothing of networks. Frames are resized to a square with anti-aliasing on whole levels of
-0 to 255, as torchvision does; prompts are scaled from source pixels to model pixels.
+Knows nothing of networks. Prompts are scaled from source pixels to model pixels.
 """
 
 import json
-import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,103 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam2model.checkpoint import CheckpointError, locate
+from sam2model.frame_processing import (
+    ByteFrames,
+    FileFrames,
+    Image,
+    ProcessedFrames,
+    Sam2VideoVideoProcessor,
+    to_rgb,
+)
 from sam2model.inference_session import FrameSource, Sam2VideoInferenceSession
 from sam2model.mask_ops import fill_holes, remove_sprinkles, suppress_overlaps
-from sam2model.prompt_encoder import LABEL_BOX_END, LABEL_BOX_START
+from sam2model.nested_prompts import clicks, first_image
 from sam2model.prompts import Prompt, PromptError
 from sam2model.stepper import ModelPrompt
 from sam2model.video import Video
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-Image = Any  # a PIL image, or (H, W, 3) uint8 as numpy or torch
-
-
-class ProcessedFrames(dict[str, Any]):
-    """What a processor returns: `pixel_values` and `original_sizes`, also as attributes."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(name) from None
-
-    def to(self, device: torch.device | str) -> "ProcessedFrames":
-        """The same with its tensors on a device."""
-        return ProcessedFrames(
-            {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.items()}
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Sam2VideoVideoProcessor:
-    """Frames to pixels: size in model pixels, mean and std of values in [0, 1]."""
-
-    size: int = 1024
-    image_mean: tuple[float, float, float] = IMAGENET_MEAN
-    image_std: tuple[float, float, float] = IMAGENET_STD
-
-    def resize(self, frame: Image) -> Tensor:
-        """One frame to (3, S, S) uint8, not keeping its aspect ratio."""
-        image = _to_rgb(frame)
-        if image.shape[-2:] == (self.size, self.size):
-            return image
-        resized = F.interpolate(
-            image[None], size=(self.size, self.size), mode="bilinear", antialias=True
-        )
-        return resized[0]
-
-    def normalise(self, image: Tensor) -> Tensor:
-        """(…, 3, S, S) uint8 → fp32 with zero mean and unit deviation on ImageNet."""
-        mean = torch.tensor(self.image_mean, device=image.device).view(3, 1, 1) * 255
-        std = torch.tensor(self.image_std, device=image.device).view(3, 1, 1) * 255
-        return (image.float() - mean) / std
-
-    def __call__(
-        self,
-        videos: Sequence[Image],
-        device: torch.device | str = "cpu",
-        return_tensors: str = "pt",
-    ) -> ProcessedFrames:
-        """A video's frames → pixel_values_videos (1, T, 3, S, S), original_sizes [(h, w)]."""
-        del return_tensors
-        frames = torch.stack([self.resize(frame) for frame in videos]).to(device)
-        height, width = _to_rgb(videos[0]).shape[-2:]
-        return ProcessedFrames(
-            pixel_values_videos=self.normalise(frames)[None],
-            original_sizes=[(height, width)],
-        )
-
-
-class _ByteFrames:
-    """Resized frames kept as bytes and normalised when read: a quarter of fp32."""
-
-    def __init__(self, frames: Tensor, processor: Sam2VideoVideoProcessor) -> None:
-        self._frames = frames
-        self._processor = processor
-
-    def __len__(self) -> int:
-        return self._frames.shape[0]
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self._processor.normalise(self._frames[index])
-
-
-class _FileFrames:
-    """Frames of a file, decoded when read; constant memory whatever its length."""
-
-    def __init__(self, video: Video, processor: Sam2VideoVideoProcessor) -> None:
-        self._video = video
-        self._processor = processor
-        weakref.finalize(self, video.close)  # a session has no end of its own
-        self._length = video.count_frames()
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> Tensor:
-        frame = self._video.frame(index)
-        return self._processor.normalise(self._processor.resize(frame.rgb))
 
 
 class Sam2VideoProcessor:
@@ -188,7 +101,7 @@ class Sam2VideoProcessor:
         """Frames of a stream → pixel_values (B, 3, S, S), original_sizes (B, 2) rows, columns."""
         del return_tensors
         frames = list(images) if isinstance(images, list | tuple) else [images]
-        sizes = [list(_to_rgb(frame).shape[-2:]) for frame in frames]
+        sizes = [list(to_rgb(frame).shape[-2:]) for frame in frames]
         resized = torch.stack([self.video_processor.resize(frame) for frame in frames])
         pixels = self.video_processor.normalise(resized.to(device))
         return ProcessedFrames(pixel_values=pixels, original_sizes=torch.tensor(sizes))
@@ -210,12 +123,12 @@ class Sam2VideoProcessor:
         width: int | None = None
         if isinstance(video, str | Path):
             opened = Video(Path(video), name=str(video))
-            frames = _FileFrames(opened, self.video_processor)
+            frames = FileFrames(opened, self.video_processor)
             height, width = opened.info.height, opened.info.width
         elif video is not None:
             resized, (height, width) = self._resize_all(video)
             stored = resized.to(video_storage_device or inference_device)
-            frames = _ByteFrames(stored, self.video_processor)
+            frames = ByteFrames(stored, self.video_processor)
         return Sam2VideoInferenceSession(
             video=frames,
             video_height=height,
@@ -230,7 +143,7 @@ class Sam2VideoProcessor:
         """Frames of one size to (T, 3, S, S) uint8, and that size."""
         if len(images) == 0:
             raise ValueError("video: no frames; wanted a list of images of one size")
-        sizes = [(image.shape[-2], image.shape[-1]) for image in map(_to_rgb, images)]
+        sizes = [(image.shape[-2], image.shape[-1]) for image in map(to_rgb, images)]
         for index, (rows, columns) in enumerate(sizes):
             if (rows, columns) != sizes[0]:
                 raise ValueError(
@@ -274,13 +187,13 @@ class Sam2VideoProcessor:
             raise PromptError("nothing to add; wanted input_points, input_boxes or input_masks")
         if input_boxes is not None and not clear_old_inputs:
             raise PromptError("a box comes before clicks: wanted clear_old_inputs=True")
-        points = _first_image(input_points, 4, "input_points", len(ids))
-        labels = _first_image(input_labels, 3, "input_labels", len(ids))
-        boxes = _first_image(input_boxes, 3, "input_boxes", len(ids))
+        points = first_image(input_points, 4, "input_points", len(ids))
+        labels = first_image(input_labels, 3, "input_labels", len(ids))
+        boxes = first_image(input_boxes, 3, "input_boxes", len(ids))
         scale = self._scale(session)
         prompts = []
         for index, obj_id in enumerate(ids):
-            prompt = _clicks(points[index], labels[index], boxes[index], scale)
+            prompt = clicks(points[index], labels[index], boxes[index], scale)
             before = session.prompt_of(obj_id, frame_idx)
             if not clear_old_inputs and before is not None and before.mask is None:
                 prompt = ModelPrompt(
@@ -298,7 +211,7 @@ class Sam2VideoProcessor:
             return self._mask_prompt(torch.from_numpy(np.ascontiguousarray(prompt.mask)))
         scale = (self.target_size / width, self.target_size / height)
         labels = [int(positive) for positive in prompt.positive]
-        return _clicks(list(prompt.points_px), labels, prompt.box_xyxy_px, scale)
+        return clicks(list(prompt.points_px), labels, prompt.box_xyxy_px, scale)
 
     def post_process_masks(
         self,
@@ -358,26 +271,6 @@ class Sam2VideoProcessor:
         return ModelPrompt(nothing, torch.empty(0, dtype=torch.int64), inside[0, 0] >= 0.5)
 
 
-def _to_rgb(frame: Image) -> Tensor:
-    """A frame to (3, H, W) uint8."""
-    if isinstance(frame, Tensor):
-        image = frame
-    else:
-        array = np.asarray(frame.convert("RGB") if hasattr(frame, "convert") else frame)
-        if not array.flags.writeable or any(stride < 0 for stride in array.strides):
-            array = array.copy()  # torch shares neither, such as colours turned round from OpenCV
-        image = torch.from_numpy(array)
-    if image.dtype != torch.uint8 or image.dim() != 3:
-        raise ValueError(
-            f"frame: got {image.dtype} of shape {tuple(image.shape)}; wanted uint8 (H, W, 3)"
-        )
-    if image.shape[-1] == 3:
-        return image.permute(2, 0, 1)
-    if image.shape[0] == 3:
-        return image
-    raise ValueError(f"frame: shape {tuple(image.shape)}; wanted three colours, (H, W, 3)")
-
-
 def _settings(path: Path) -> dict[str, Any]:
     """The size, mean and std that a processor file or a model configuration states."""
     try:
@@ -399,64 +292,3 @@ def _settings(path: Path) -> dict[str, Any]:
         if content.get(name) is not None:
             found[name] = tuple(float(value) for value in content[name])
     return found
-
-
-def _first_image(values: Any, depth: int, name: str, num_objects: int) -> list[Any]:
-    """The entries of the one image, one for each object; Nones where there are none."""
-    if values is None:
-        return [None] * num_objects
-    nested = _as_lists(values)
-    level, found = nested, 0
-    while isinstance(level, list | tuple):
-        found += 1
-        if not level:
-            break
-        level = level[0]
-    if found != depth and level != []:
-        raise PromptError(f"{name}: {found} levels of brackets; wanted {depth}, images first")
-    if len(nested) != 1 or len(nested[0]) != num_objects:
-        raise PromptError(
-            f"{name}: got {len(nested)} images of {[len(i) for i in nested]} objects; "
-            f"wanted 1 of {num_objects}"
-        )
-    return list(nested[0])
-
-
-def _as_lists(values: Any) -> Any:
-    """Nested lists of plain numbers, whatever of it is an array or a tensor."""
-    if hasattr(values, "tolist"):
-        return values.tolist()
-    return [_as_lists(v) for v in values] if isinstance(values, list | tuple) else values
-
-
-def _numbers(name: str, value: Any, wanted: tuple[str, ...]) -> list[float]:
-    """The coordinates of one point or box."""
-    numbers = value if isinstance(value, list | tuple) else []
-    if len(numbers) != len(wanted) or not all(isinstance(n, Real) for n in numbers):
-        raise PromptError(f"{name}: {value}; wanted [{', '.join(wanted)}]")
-    return [float(n) for n in numbers]
-
-
-def _clicks(points: Any, labels: Any, box: Any, scale: tuple[float, float]) -> ModelPrompt:
-    """Clicks and a box of one object as model points; the box comes first."""
-    coordinates: list[list[float]] = []
-    kinds: list[int] = []
-    if box is not None:
-        corners = _numbers("input_boxes", box, ("x0", "y0", "x1", "y1"))
-        coordinates += [corners[:2], corners[2:]]
-        kinds += [LABEL_BOX_START, LABEL_BOX_END]
-    points = [_numbers("input_points", point, ("x", "y")) for point in points or []]
-    labels = labels or []
-    if len(points) != len(labels):
-        raise PromptError(f"{len(points)} points but {len(labels)} labels; wanted as many")
-    bad = [label for label in labels if label not in (0, 1)]
-    if bad:
-        raise PromptError(f"labels {bad}: wanted 1 (adds) or 0 (takes away)")
-    coordinates += points
-    kinds += [int(label) for label in labels]
-    if not coordinates:
-        raise PromptError("no points and no box; wanted one of them for every object")
-    where = torch.tensor(coordinates, dtype=torch.float32).reshape(-1, 2)
-    if not bool(where.isfinite().all()):
-        raise PromptError(f"coordinates must be finite, got {coordinates}")
-    return ModelPrompt(where * torch.tensor(scale), torch.tensor(kinds, dtype=torch.int64))

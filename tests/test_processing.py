@@ -22,7 +22,7 @@ from sam2model import (
     Sam2VideoVideoProcessor,
     SessionError,
 )
-from sam2model.processing import IMAGENET_MEAN, IMAGENET_STD
+from sam2model.frame_processing import IMAGENET_MEAN, IMAGENET_STD
 from sam2model.prompts import Prompt
 from sam2model.stepper import ModelPrompt
 from sam2model.video import Video
