@@ -77,6 +77,27 @@ class ImportSource:
         return sorted(int(stem) for stem in stems if stem.isdecimal())
 
 
+class RenamedMasks(Mapping[str, VideoMasks]):
+    """A source's masks by our ids. num_frames: of a video of ours, None where that is unknown."""
+
+    def __init__(self, source: ImportSource, num_frames: Callable[[str], int | None]) -> None:
+        self._source = source
+        self._num_frames = num_frames
+        self._names = {source.video_id(name): name for name in source.masks}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, video_id: object) -> bool:
+        return video_id in self._names
+
+    def __getitem__(self, video_id: str) -> VideoMasks:
+        return self._source.read(self._names[video_id], self._num_frames(video_id))
+
+
 def open_source(
     source: str,
     storage: Storage,
@@ -208,7 +229,8 @@ def _kind_of(source: str) -> ImportKind:
         return "coco"
     folder = local_path(source) if is_local(source) else None
     if folder is not None and folder.is_dir():
-        if (folder / "Annotations_6fps").is_dir() or any(folder.glob("*_manual.json")):
+        sav_files = any(folder.glob("*_manual.json")) or any(folder.glob("*_auto.json"))
+        if (folder / "Annotations_6fps").is_dir() or sav_files:
             return "sav"
         if (folder / "Annotations").is_dir():
             return "davis"

@@ -52,6 +52,9 @@ class CocoMasks(Mapping[str, VideoMasks]):
     def __len__(self) -> int:
         return len(self._ids)
 
+    def __contains__(self, video: object) -> bool:
+        return video in self._ids
+
     def __getitem__(self, video: str) -> VideoMasks:
         """Raises MaskSourceError, naming the annotation, for what are no run lengths."""
         video_id = self._ids[video]

@@ -81,6 +81,9 @@ class PngFolder(Mapping[str, VideoMasks]):
     def __len__(self) -> int:
         return len(self._video_ids)
 
+    def __contains__(self, video_id: object) -> bool:
+        return video_id in self._video_ids  # without reading it
+
     def __getitem__(self, video_id: str) -> VideoMasks:
         """Reads and encodes the video; MaskSourceError if that fails, KeyError if it is unknown."""
         if video_id not in self._video_ids:
@@ -120,6 +123,9 @@ class SavJson(Mapping[str, VideoMasks]):
 
     def __len__(self) -> int:
         return len(self._paths)
+
+    def __contains__(self, video_id: object) -> bool:
+        return video_id in self._paths  # without reading it
 
     def __getitem__(self, video_id: str) -> VideoMasks:
         return read_sav_json(self._paths[video_id], self.frames_per_annotation)
