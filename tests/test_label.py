@@ -89,7 +89,7 @@ def test_a_manifest_becomes_masks_and_a_second_run_labels_nothing(
     )
     code, summary, printed = run_job(settings, capsys)
     assert (code, summary["ok"], summary["failed"]) == (0, 2, 0)
-    assert "2 videos in the manifest" in printed
+    assert "2 rows in the manifest = 2 ok + 0 failed" in printed
     dataset = Dataset(str(settings["output"]))
     counted = dataset.sql("SELECT video_id, count(*) n FROM current_masks GROUP BY 1 ORDER BY 1")
     assert counted.to_pylist() == [{"video_id": "a", "n": 12}, {"video_id": "b", "n": 6}]
@@ -99,7 +99,7 @@ def test_a_manifest_becomes_masks_and_a_second_run_labels_nothing(
 
     version = dataset.version
     code, summary, _ = run_job(settings, capsys)
-    assert (code, summary["skipped"], summary["ok"]) == (0, 2, 0)
+    assert (code, summary["skipped"], summary["labelled"]) == (0, 2, 0)
     assert dataset.refresh().version == version
 
 
@@ -121,7 +121,7 @@ def test_bad_videos_fail_with_a_reason_and_the_others_are_labelled(
     manifest_of(settings, rows)
     code, summary, printed = run_job(settings, capsys)
     assert (code, summary.get("ok"), summary.get("failed")) == (3, 1, 5), summary
-    assert "6 videos in the manifest" in printed
+    assert "6 rows in the manifest = 1 ok + 5 failed" in printed
     found = Dataset(str(settings["output"])).videos().to_pylist()
     assert {row["video_id"]: row["reason"] for row in found} == {
         "good": None,
