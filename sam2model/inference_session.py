@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sam2model.memory_bank import Direction
 from sam2model.stepper import ModelPrompt, Stepper
 from sam2model.track_step import ImageFeatures, StepOutput
 
@@ -47,7 +48,7 @@ class SessionObject:
     key: int  # in the memory bank
     prompts: dict[int, ModelPrompt]
     pending: set[int]
-    tracked: set[int]
+    tracked: dict[int, Direction]  # frame → the pass that tracked it last
     answers: dict[int, StepOutput]  # of prompted frames, one row each
 
 
@@ -113,9 +114,9 @@ class Sam2VideoInferenceSession:
 
     def add_prompt(self, obj_id: int, frame_idx: int, prompt: ModelPrompt) -> None:
         """Put a prompt on a frame, in place of any other of that object there."""
-        if frame_idx < 0 or (self.video is not None and frame_idx >= len(self.video)):
-            last = len(self.video) - 1 if self.video is not None else "any"
-            raise SessionError(f"frame {frame_idx}: wanted 0 to {last}")
+        self.check_frame(frame_idx)
+        if self.video is None and frame_idx < self._streamed and not self.can_read(frame_idx):
+            raise self._gone(frame_idx)
         target = self._object(obj_id)
         target.prompts[frame_idx] = prompt
         target.pending.add(frame_idx)
@@ -153,6 +154,17 @@ class Sam2VideoInferenceSession:
         self._features.pop(index, None)
         return index
 
+    def check_frame(self, frame_idx: int) -> None:
+        """Raise SessionError for a frame that the video, or any stream, does not have."""
+        if frame_idx < 0 or (self.video is not None and frame_idx >= len(self.video)):
+            last = "any later one" if self.video is None else len(self.video) - 1
+            raise SessionError(f"frame {frame_idx}: wanted 0 to {last}")
+
+    def can_read(self, frame_idx: int) -> bool:
+        """Whether a frame is at hand: any of a video, the newest few of a stream."""
+        newest = self._stream_frame is not None and self._stream_frame[0] == frame_idx
+        return self.video is not None or newest or frame_idx in self._features
+
     # For the model.
 
     def objects(self) -> Iterator[tuple[int, SessionObject]]:
@@ -175,14 +187,17 @@ class Sam2VideoInferenceSession:
             return self.video[frame_idx].to(self.inference_device, non_blocking=True)
         if self._stream_frame is not None and self._stream_frame[0] == frame_idx:
             return self._stream_frame[1].to(self.inference_device, non_blocking=True)
-        raise SessionError(
-            f"frame {frame_idx} of the stream is no longer held; prompt a frame while it is "
+        raise self._gone(frame_idx)
+
+    def _gone(self, frame_idx: int) -> SessionError:
+        return SessionError(
+            f"frame {frame_idx} of the stream is not held; prompt and run a frame while it is "
             "the newest, or give a larger max_vision_features_cache_size"
         )
 
     def _object(self, obj_id: int) -> SessionObject:
         if obj_id not in self._objects:
-            self._objects[obj_id] = SessionObject(self._next_key, {}, set(), set(), {})
+            self._objects[obj_id] = SessionObject(self._next_key, {}, set(), {}, {})
             if self.stepper is not None:
                 self.stepper.bank.add_object(self._next_key)
             self._next_key += 1

@@ -122,6 +122,7 @@ class Sam2VideoModel(Sam2Network):
             frame_idx = session.add_new_frame(frame, frame_idx)
         if frame_idx is None:
             raise SessionError("frame_idx or frame is needed")
+        session.check_frame(frame_idx)
         direction: Direction = -1 if reverse else 1
         self._answer_pending(session, direction, first=frame_idx, streaming=frame is not None)
         return self._frame_output(session, frame_idx, direction, streaming=frame is not None)
@@ -171,7 +172,9 @@ class Sam2VideoModel(Sam2Network):
     def _stepper(self, session: Sam2VideoInferenceSession) -> Stepper:
         """The session's stepper, opened on first use."""
         if session.stepper is None or session.stepper.network is not self.for_compute():
-            session.stepper = Stepper(self, self.semantics, keep_all=True, slots=self.slots)
+            # A pass through a video may start anywhere again; a stream only goes on.
+            keep_all = session.video is not None
+            session.stepper = Stepper(self, self.semantics, keep_all=keep_all, slots=self.slots)
             for _, known in session.objects():
                 session.stepper.bank.add_object(known.key)
         return session.stepper
@@ -190,7 +193,8 @@ class Sam2VideoModel(Sam2Network):
 
         An earlier answer is a memory for a later one only as the object's tracking made it so.
         """
-        frames = sorted({f for _, o in session.objects() for f in o.pending})
+        pending = {f for _, o in session.objects() for f in o.pending}
+        frames = sorted(f for f in pending if session.can_read(f))  # not a stream's future ones
         frames.sort(key=lambda f: f == first)
         for frame in frames:
             self._answer_frame(session, frame, direction, streaming)
@@ -215,7 +219,7 @@ class Sam2VideoModel(Sam2Network):
                 known.key,
                 0,
                 frame,
-                direction,
+                known.tracked.get(frame, direction),
                 num_frames,
                 known.prompts[frame],
                 previous_logits=previous.logits[0]
@@ -250,15 +254,18 @@ class Sam2VideoModel(Sam2Network):
             if answers[-1] is None:
                 num_frames = None if streaming else session.num_frames
                 asks.append(Ask(known.key, 0, frame_idx, direction, num_frames))
-                known.tracked.add(frame_idx)
+                known.tracked[frame_idx] = direction
         tracked = stepper.track(self._features(session, frame_idx), asks) if asks else None
         return self._output(session, frame_idx, ids, _in_order(answers, tracked))
 
     def _is_emitted(self, prompts: dict[int, Any], frame_idx: int, direction: Direction) -> bool:
-        """Whether a pass in this direction speaks of an object on this frame."""
-        if self.semantics.emit_before_first_prompt:
+        """Whether a pass in this direction speaks of an object on this frame.
+
+        Labelling splits them at the object's first prompt; a prompted frame is in both.
+        """
+        if self.semantics.emit_before_first_prompt or frame_idx in prompts:
             return True
-        return any(direction * (frame_idx - prompted) >= 0 for prompted in prompts)
+        return bool(prompts) and direction * (frame_idx - min(prompts)) > 0
 
     def _output(
         self,

@@ -201,7 +201,6 @@ def test_streaming_video_inference(
     assert (inference_session.video_height, inference_session.video_width) == (HEIGHT, WIDTH)
 
 
-@pytest.mark.xfail(strict=True, reason="a stream's session keeps every memory")
 def test_the_memory_of_a_stream_does_not_grow_with_its_length(
     model: Sam2VideoModel, processor: Sam2VideoProcessor, video_frames: list[Image.Image]
 ) -> None:
@@ -223,7 +222,6 @@ def test_the_memory_of_a_stream_does_not_grow_with_its_length(
     assert inference_session.stepper.bank.mask_pages_in_use <= model.config.num_maskmem
 
 
-@pytest.mark.xfail(strict=True, reason="the prompt is kept and fails every later frame")
 def test_a_prompt_on_a_frame_that_a_stream_has_passed_does_not_stop_the_stream(
     model: Sam2VideoModel, processor: Sam2VideoProcessor, video_frames: list[Image.Image]
 ) -> None:
@@ -241,7 +239,6 @@ def test_a_prompt_on_a_frame_that_a_stream_has_passed_does_not_stop_the_stream(
     assert model(inference_session=inference_session, frame=pixels[4]).object_ids == [1]
 
 
-@pytest.mark.xfail(strict=True, reason="-1 is tracked as a frame, 99 is a bare IndexError")
 @pytest.mark.parametrize("frame_idx", [-1, FRAMES, 99])
 def test_a_frame_outside_the_video_is_refused_by_number(
     model: Sam2VideoModel,
