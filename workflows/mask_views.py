@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from workflows.mask_sources import Rle, VideoMasks
 from workflows.query import At, Dataset
+from workflows.rows import Track, tracks_from_table
 
-MASK_COLUMNS = ["object_id", "frame_index", "counts", "height", "width"]
+ROW_COLUMNS = ["object_id", "frame_index", "counts", "height", "width", "iou_pred"]
 
 
 class Layer(StrEnum):
@@ -37,8 +39,16 @@ OBJECTS = {
 
 @dataclass(frozen=True, slots=True)
 class View:
+    """One state of a dataset's masks."""
+
     layer: Layer = Layer.CURRENT
     at: At | None = None
+
+    @property
+    def title(self) -> str:
+        if self.at is None:
+            return str(self.layer)
+        return f"revision {self.at}" if isinstance(self.at, int) else f"as of {self.at:%F %T}"
 
 
 class DatasetMasks(Mapping[str, VideoMasks]):
@@ -62,17 +72,34 @@ class DatasetMasks(Mapping[str, VideoMasks]):
         return video_id in self._objects
 
     def __getitem__(self, video_id: str) -> VideoMasks:
-        objects = self._objects[video_id]
-        masks: dict[int, dict[int, Rle]] = {object_id: {} for object_id in objects}
-        for revision in set(objects.values()):
-            shown = [object_id for object_id, its in objects.items() if its == revision]
-            rows = self._dataset.masks(video_id, shown, at=revision)
-            for row in rows.select(
-                ["object_id", "frame_index", "counts", "height", "width"]
-            ).to_pylist():
-                mask = Rle(row["counts"], row["height"], row["width"])
-                masks[row["object_id"]][row["frame_index"]] = mask
+        masks: dict[int, dict[int, Rle]] = {object_id: {} for object_id in self._objects[video_id]}
+        for row in self.rows(video_id):
+            mask = Rle(row["counts"], row["height"], row["width"])
+            masks[row["object_id"]][row["frame_index"]] = mask
         return masks
+
+    def rows(
+        self, video_id: str, frames: tuple[int, int] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """The masks of a video, ROW_COLUMNS. frames: first and last."""
+        for revision, object_ids in self._shown(video_id):
+            table = self._dataset.masks(video_id, object_ids, frames, at=revision)
+            yield from table.select(ROW_COLUMNS).to_pylist()
+
+    def tracks(self, video_id: str) -> list[Track]:
+        """Of each object the row that came with the masks shown."""
+        return [
+            track
+            for revision, object_ids in self._shown(video_id)
+            for track in tracks_from_table(self._dataset.tracks([video_id], at=revision))
+            if track.object_id in object_ids
+        ]
+
+    def _shown(self, video_id: str) -> Iterator[tuple[int, list[int]]]:
+        """Revisions and the objects that show them. Raises KeyError for an unknown video."""
+        objects = self._objects[video_id]
+        for revision in sorted(set(objects.values())):
+            yield revision, [object_id for object_id, its in objects.items() if its == revision]
 
 
 def parse_view(text: str) -> View | None:
