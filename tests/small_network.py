@@ -114,13 +114,14 @@ def random_readout(
 
 
 def readout_rows(memory: Readout, index: list[int]) -> Readout:
-    """The memories of some objects."""
+    """The memories of some objects, with no more places for pointers than one of them has."""
+    most = max(1, int(memory.pointer_valid[index].sum(1).max()))
     return Readout(
         memory.masks[index],
         memory.time_rows[index],
-        memory.pointers[index],
-        memory.pointer_offsets[index],
-        memory.pointer_valid[index],
+        memory.pointers[index, :most],
+        memory.pointer_offsets[index, :most],
+        memory.pointer_valid[index, :most],
     )
 
 

@@ -25,8 +25,9 @@ def decoder(**changes: Any) -> MaskDecoder:
         **{"num_attention_heads": 4, **changes},
     }
     model: MaskDecoder = small_network(mask_decoder_config=config).mask_decoder
-    model.iou_prediction_head.proj_out.weight.mul_(5)  # so that the best mask is not always one
-    model.iou_prediction_head.proj_out.bias.zero_()
+    head = model.iou_prediction_head.proj_out
+    head.weight.mul_(5)  # so that the best of three is not always the same
+    head.bias.copy_(torch.tensor([3.0, 0, 0, 0]))  # the single mask is none of the three
     return model
 
 
