@@ -171,6 +171,14 @@ class Sam2VideoInferenceSession:
         """Ids and states of all objects."""
         yield from self._objects.items()
 
+    def check_prompted(self) -> None:
+        """Raise SessionError unless there are objects, each with a prompt to go by."""
+        if not self._objects:
+            raise SessionError("no objects; add points, boxes or masks first")
+        bare = [obj_id for obj_id, known in self._objects.items() if not known.prompts]
+        if bare:
+            raise SessionError(f"objects {bare}: no prompt yet; add one, or remove the object")
+
     def features(self, frame_idx: int, encode: Callable[[Tensor], ImageFeatures]) -> ImageFeatures:
         """The features of one frame, from the cache or by `encode` of (1, 3, S, S)."""
         if frame_idx in self._features:

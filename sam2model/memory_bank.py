@@ -232,10 +232,10 @@ class MemoryBank:
         spans: `pointer_span` of each object's video. One copy of indices to the device, no
         wait for it.
         """
-        if len({len(r.mask_pages) for r in recalls}) != 1:
+        counts = {len(r.mask_pages) for r in recalls}
+        if len(counts) != 1 or 0 in counts:  # fused attention without a key ends the process
             raise ValueError(
-                f"objects of one step must read equally many masks; got "
-                f"{sorted({len(r.mask_pages) for r in recalls})}"
+                f"objects of one step must read equally many masks, 1 or more; got {sorted(counts)}"
             )
         longest = max(1, *(len(r.pointer_pages) for r in recalls)) if recalls else 1
         pointer_pages, offsets, valid = [], [], []

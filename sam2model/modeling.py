@@ -116,8 +116,7 @@ class Sam2VideoModel(Sam2Network):
         frame answers with the mask of its prompt, computed once.
         """
         session = inference_session
-        if session.get_obj_num() == 0:
-            raise SessionError("no objects; add points, boxes or masks first")
+        session.check_prompted()
         if frame is not None:
             frame_idx = session.add_new_frame(frame, frame_idx)
         if frame_idx is None:
@@ -146,8 +145,7 @@ class Sam2VideoModel(Sam2Network):
         session = inference_session
         if session.video is None:
             raise SessionError("a stream has no frames to go through; call the model on each")
-        if session.get_obj_num() == 0:
-            raise SessionError("no objects; add points, boxes or masks first")
+        session.check_prompted()
         direction: Direction = -1 if reverse else 1
         last = len(session.video) - 1
         start = (

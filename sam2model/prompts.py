@@ -72,7 +72,9 @@ class Prompt:
             raise PromptOutOfRange(f"{self.where}: the video has frames 0 to {num_frames - 1}")
         for x, y in self.points_px:
             if not (0 <= x < width and 0 <= y < height):
-                raise PromptOutOfRange(f"{self.where}: point ({x}, {y}) outside {width}×{height} px")
+                raise PromptOutOfRange(
+                    f"{self.where}: point ({x}, {y}) outside {width}×{height} px"
+                )
         if self.box_xyxy_px is not None:
             x0, y0, x1, y1 = self.box_xyxy_px
             if x0 < 0 or y0 < 0 or x1 > width or y1 > height:

@@ -243,8 +243,13 @@ def test_objects_that_read_unequal_numbers_of_masks_are_refused() -> None:
     tracked(memory, [1], key=1)
     recalls = [memory.recall(key, 2, 1, None) for key in (1, 2)]
 
-    with pytest.raises(ValueError, match=r"equally many masks; got \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"equally many masks, 1 or more; got \[1, 2\]"):
         memory.read(recalls, [16, 16])
+
+
+def test_an_object_that_was_never_prompted_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"1 or more; got \[0\]"):
+        read(bank(), 5)
 
 
 # Directions.
