@@ -1,70 +1,72 @@
 """Label the videos of a manifest with SAM 2 on Ray; a second run does what is left."""
 
 import argparse
-import os
 import sys
-import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from jobs._cli import ALL_DONE, FINISHED_WITH_FAILURES, Result, job_parser, run
-
-if TYPE_CHECKING:
-    from workflows.label import Summary
-
-SECONDS_BETWEEN_LINES = 10.0  # of progress, where standard error is no terminal
+from jobs._cli import (
+    ALL_DONE,
+    BROKEN,
+    FINISHED_WITH_FAILURES,
+    Result,
+    UsageError,
+    job_parser,
+    run,
+    unknown_choice,
+)
+from jobs._progress import ProgressLines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 all labelled, 3 some videos failed."""
-    return run(job_parser("label", __doc__ or ""), label, argv)
+    """Exit code: 0 all labelled, 3 some videos failed, 1 stopped before the end."""
+    parser = job_parser("label", __doc__ or "")
+    parser.add_argument(
+        "--retry",
+        metavar="reason=REASON[,REASON…]",
+        action="append",
+        default=[],
+        help="take videos again that failed for these reasons, as retry_reasons does",
+    )
+    return run(parser, label, argv)
 
 
 def label(options: argparse.Namespace) -> Result:
     """Label what is left of the manifest."""
     from workflows.config import LabelConfig, load_config
+    from workflows.label_run import label as label_manifest
 
-    config = load_config(LabelConfig, options.config, options.overrides)
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    import ray
-
-    from workflows.label import label as label_manifest
-
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, include_dashboard=False)
-    summary = label_manifest(config, progress=_progress())
+    overrides = [*options.overrides, *_retry_override(options.retry)]
+    config = load_config(LabelConfig, options.config, overrides)
+    lines = ProgressLines()
+    summary = label_manifest(config, on_progress=lines.show)
+    lines.end()
+    if summary.stopped:
+        print(f"stopped: {summary.done_now} videos done in this run; run it again for the rest")
+        return Result(summary.to_json(config), BROKEN)
     print(
-        f"{summary.videos} videos in the manifest = {summary.skipped + summary.adopted} done before"
-        f" + {summary.ok} labelled + {summary.failed} failed"
+        f"{summary.videos} rows in the manifest = {summary.ok} ok + {summary.failed} failed "
+        f"({summary.skipped} before this run, {summary.done_now} in it)"
     )
     for reason, count in summary.failures.most_common():
         print(f"  {count} {reason}")
     code = FINISHED_WITH_FAILURES if summary.failed else ALL_DONE
-    return Result(summary.to_json() | {"dataset": config.output}, code)
+    return Result(summary.to_json(config), code)
 
 
-def _progress() -> "Callable[[Summary, int], None]":
-    """A line on standard error: rewritten on a terminal, now and then elsewhere."""
-    began = time.monotonic()
-    is_terminal = sys.stderr.isatty()
-    last = [began]
+def _retry_override(retries: Sequence[str]) -> list[str]:
+    """`--retry reason=a,b` as the configuration's own key."""
+    from workflows.rows import FailureReason
 
-    def show(summary: "Summary", left: int) -> None:
-        now = time.monotonic()
-        if left and not is_terminal and now - last[0] < SECONDS_BETWEEN_LINES:
-            return
-        last[0] = now
-        done = summary.ok + summary.failed
-        rest_s = (now - began) / done * left if done else 0.0
-        line = (
-            f"{done} videos, {left} left, {summary.frames / (now - began):.1f} frames/s, "
-            f"{summary.object_frames} masks, {summary.failed} failed, {rest_s:.0f} s to go"
-        )
-        end = "\n" if not is_terminal or not left else ""
-        text = f"\r{line}\x1b[K" if is_terminal else line
-        print(text, end=end, file=sys.stderr, flush=True)
-
-    return show
+    reasons: list[str] = []
+    for retry in retries:
+        key, equals, values = retry.partition("=")
+        if key != "reason" or not equals:
+            raise UsageError(f"--retry {retry}: wanted reason=REASON, such as reason=timeout")
+        for value in values.split(","):
+            if value not in set(FailureReason):
+                raise UsageError(f"--retry: {unknown_choice(value, list(FailureReason))}")
+            reasons.append(value)
+    return [f"retry_reasons=[{', '.join(reasons)}]"] if reasons else []
 
 
 if __name__ == "__main__":

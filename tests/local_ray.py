@@ -1,6 +1,7 @@
 """One Ray on this machine for all tests that want one."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,7 @@ QUIET = {
     "RAY_AUTH_MODE": "disabled",  # else Ray writes a token to the home folder
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "PYTHONPATH": str(Path(__file__).parent),  # workers make what the tests define
 }
 
 

@@ -1,62 +1,43 @@
-"""One video at a time from a manifest row to masks in the dataset, and how it went.
+"""One video from a manifest row to masks in the dataset, and how it went. Knows nothing of Ray.
 
-Knows nothing of Ray: any number of threads may share a labeller, whose engine lets their videos
-share steps. Whatever is wrong with a video becomes an outcome with a reason, never an exception.
+Any number of threads may share a labeller, whose engine lets their videos share steps. Whatever is
+wrong with a video becomes an outcome with a reason; only what is wrong with the dataset's storage
+or with the device is raised.
 """
 
 import logging
-import platform
 import resource
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Protocol
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import torch
-
-from sam2model import Prompt, PromptError, Sam2VideoModel, Sam2VideoProcessor
-from sam2model.attention import force_kernel
-from sam2model.engine import DeadlineExceeded, Engine, EngineOptions
+from sam2model import PromptError
 from sam2model.prompts import PromptOutOfRange
-from sam2model.semantics import semantics_named
 from sam2model.tracked_masks import FrameMasks
 from sam2model.video import Video, VideoError, VideoLimits
-from workflows.config import LabelConfig
-from workflows.mask_objects import write_mask_object
-from workflows.prompt_rows import PromptRow, config_hash, decode_prompts
-from workflows.rows import (
-    MASKS_SCHEMA,
-    FailureReason,
-    Source,
-    Status,
-    Track,
-    VideoOutcome,
-    VideoRequest,
+from workflows.config import LabelConfig, LimitsConfig
+from workflows.deadline import call_within
+from workflows.label_engine import (
+    MaskEngine,
+    hardware,
+    is_device_lost,
+    is_out_of_memory,
+    peak_device_memory_bytes,
 )
+from workflows.mask_objects import find_mask_object, write_mask_object
+from workflows.prompt_rows import config_hash, decode_prompts
+from workflows.rows import FailureReason, Source, Status, VideoOutcome, VideoRequest
 from workflows.storage import NotFound, Storage, StorageError, TooLarge, UriNotAllowed
+from workflows.video_masks import VideoMasks, tracks_of
 
 log = logging.getLogger(__name__)
 
-
-class MaskEngine(Protocol):
-    """What a labeller needs of an engine; sam2model.engine.Engine is the real one."""
-
-    def label(
-        self,
-        video: Video,
-        prompts: list[Prompt],
-        first_frame: int = 0,
-        last_frame: int | None = None,
-        *,
-        deadline_s: float | None = None,
-    ) -> Iterator[FrameMasks]: ...
-
-    def close(self) -> None: ...
+GRACE_S = 15.0  # after the deadline, for the engine's step and a decoder that is to stop
+DETAIL_CHARACTERS = 4000  # of a failure: a row must travel and be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,134 +49,111 @@ class LabellingJob:
     weights_sha256: str
     code_version: str
 
-
-def code_version() -> str:
-    """The installed version of this package."""
-    try:
-        return version("maskmill")
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def open_engine(config: LabelConfig) -> Engine:
-    """The model of a configuration on the best device that this process was given."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    wanted = config.model
-    force_kernel(None if wanted.attention == "auto" else wanted.attention)
-    semantics = replace(
-        semantics_named(wanted.semantics),
-        hole_area_px=wanted.hole_area_px,
-        sprinkle_area_px=wanted.sprinkle_area_px,
-    )
-    model = Sam2VideoModel.from_pretrained(
-        wanted.checkpoint,
-        semantics=semantics,
-        max_conditioning_frames=wanted.max_conditioning_frames,
-    )
-    model = model.to(device, dtype=getattr(torch, wanted.dtype))
-    options = EngineOptions(
-        slots=config.compute.slots_per_actor, frame_batch=config.compute.frame_batch
-    )
-    return Engine(model, Sam2VideoProcessor.from_pretrained(wanted.checkpoint), semantics, options)
+    def alone(self, slots: int) -> "LabellingJob":
+        """The same with one video at a time and fewer slots, which changes no mask."""
+        compute = replace(
+            self.config.compute,
+            videos_in_flight=1,
+            slots_per_actor=min(slots, self.config.compute.slots_per_actor),
+            frame_batch=1,
+        )
+        return replace(self, config=replace(self.config, compute=compute))
 
 
 class VideoLabeller:
-    """An engine and a storage; `label` takes any manifest row to an outcome."""
+    """An engine and a storage; `label` takes any manifest row to an outcome.
 
-    def __init__(self, job: LabellingJob, engine: MaskEngine) -> None:
+    on_frame: called with each frame's masks as they come, from any thread.
+    """
+
+    def __init__(
+        self,
+        job: LabellingJob,
+        engine: MaskEngine,
+        on_frame: Callable[[FrameMasks], None] = lambda frame: None,
+    ) -> None:
         self.job = job
         self.engine = engine
         self.storage = Storage(job.config.storage)
-        self._hardware = (
-            f"{torch.cuda.get_device_name()}"
-            if torch.cuda.is_available()
-            else (f"{platform.machine()}, {torch.get_num_threads()} threads")
-        )
+        self._on_frame = on_frame
+        self._hardware = hardware()
 
-    def label(self, request: VideoRequest, fingerprint: str) -> VideoOutcome:
-        """Label one video and put its masks; a failure comes back as an outcome with its reason."""
-        attempt = _Attempt(request.video_id)
+    def label(self, request: VideoRequest, fingerprint: str, revision: int = 1) -> VideoOutcome:
+        """Label one video and put its masks, or find them put by an attempt that then died.
+
+        revision: the one that the masks get if nobody else labels the video meanwhile.
+        """
+        output = self.job.config.output
+        found = find_mask_object(self.storage, output, request.video_id, fingerprint)
+        if found is not None:
+            return found
+        limit_s = self.job.config.limits.video_deadline_s
+        attempt = _Attempt(limit_s)
         try:
-            outcome = self._label(request, fingerprint, attempt)
+            masks = call_within(limit_s + GRACE_S, lambda: self._track(request, attempt))
+            table = masks.table()
+            provenance = self._provenance(fingerprint)
+            tracks = tracks_of(request.video_id, table, request.prompts, provenance)
         except Exception as error:
-            reason = _reason(error)
-            detail = f"{type(error).__name__}: {error}"
-            if reason == FailureReason.INTERNAL:
-                detail = "".join(traceback.format_exception(error))
-                log.exception("%s: a defect", request.video_id)
-            outcome = self._outcome(request, fingerprint, attempt, Status.FAILED)
-            outcome = replace(outcome, reason=reason, detail=detail)
-        log.info(
-            "%s: %s in %.1f s, %s frames",
-            request.video_id,
-            outcome.reason or outcome.status,
-            attempt.seconds(),
-            outcome.num_frames_decoded,
+            if is_device_lost(error):
+                raise
+            reason, detail = explain_failure(error)
+            if reason == FailureReason.TIMEOUT:
+                detail = f"{attempt.stage}: {detail}; the deadline is {limit_s:g} s"
+            return self._outcome(
+                request, fingerprint, attempt, status=Status.FAILED, reason=reason, detail=detail
+            )
+        outcome = self._outcome(
+            request, fingerprint, attempt, status=Status.OK, objects=len(tracks), tracks=tracks
         )
-        return outcome
+        attempt.begin("write")
+        outcome = write_mask_object(self.storage, output, outcome, table, revision)
+        attempt.end()
+        return replace(outcome, seconds_by_stage={**outcome.seconds_by_stage, **attempt.seconds})
 
-    def _label(self, request: VideoRequest, fingerprint: str, attempt: "_Attempt") -> VideoOutcome:
+    def _track(self, request: VideoRequest, attempt: "_Attempt") -> VideoMasks:
+        """The masks of a whole video. Raises whatever is wrong with it."""
         limits = self.job.config.limits
+        if any(prompt is None for prompt in request.prompts):
+            raise PromptError("a prompt is null; wanted an object, a frame and what to look for")
         prompts = decode_prompts(request.prompts)
+        masks = VideoMasks(request.video_id)
+        attempt.begin("open")
         with (
             self.storage.open_video(request.video_uri, limits.max_video_bytes) as source,
-            Video(source, name=request.video_uri, limits=_video_limits(self.job.config)) as video,
+            Video(source, name=request.video_uri, limits=video_limits(limits)) as video,
         ):
             attempt.video = video
-            attempt.stage("open")
-            columns = _MaskColumns(request.video_id)
-            masks = self.engine.label(
+            attempt.begin("track")
+            for frame in self.engine.label(
                 video,
                 prompts,
                 request.first_frame or 0,
                 request.last_frame,
-                deadline_s=limits.video_deadline_s,
-            )
-            for frame in masks:
-                columns.add(frame)
-            attempt.stage("track")
-            outcome = self._outcome(request, fingerprint, attempt, Status.OK)
-        table = columns.table()
-        tracks = _tracks(request, table, self._provenance(fingerprint))
-        outcome = replace(outcome, tracks=tracks, objects=len(tracks))
-        outcome = write_mask_object(self.storage, self.job.config.output, outcome, table)
-        attempt.stage("write")
-        return outcome
+                deadline_s=attempt.left_s,
+            ):
+                masks.add(frame)
+                self._on_frame(frame)
+            attempt.end()
+        return masks
 
     def _outcome(
-        self, request: VideoRequest, fingerprint: str, attempt: "_Attempt", status: Status
+        self, request: VideoRequest, fingerprint: str, attempt: "_Attempt", **ending: Any
     ) -> VideoOutcome:
-        video = attempt.video
-        facts: dict[str, Any] = {}
-        if video is not None:
-            info = video.info
-            facts = {
-                "num_frames_header": info.num_frames_header,
-                "num_frames_decoded": video.num_frames_decoded,
-                "fps": info.fps,
-                "width": info.width,
-                "height": info.height,
-                "rotation_deg": info.rotation_deg,
-                "duration_s": info.duration_s,
-            }
-        outcome = VideoOutcome(
+        return VideoOutcome(
             video_id=request.video_id,
             video_uri=request.video_uri,
             fingerprint=fingerprint,
-            status=status,
-            reason=FailureReason.INTERNAL if status == Status.FAILED else None,
             run_id=self.job.run_id,
             finished_at=datetime.now(UTC),
-            seconds_by_stage=attempt.seconds_by_stage,
+            seconds_by_stage=dict(attempt.seconds),
             peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            peak_device_memory_bytes=torch.cuda.max_memory_allocated()
-            if torch.cuda.is_available()
-            else None,
+            peak_device_memory_bytes=peak_device_memory_bytes(),
             hardware=self._hardware,
             code_version=self.job.code_version,
-            **facts,
+            **video_facts(attempt.video),
+            **ending,
         )
-        return outcome
 
     def _provenance(self, fingerprint: str) -> dict[str, Any]:
         return {
@@ -209,106 +167,55 @@ class VideoLabeller:
 
 
 class _Attempt:
-    """The clock of one attempt and what is known of its video so far."""
+    """The clock of one attempt, and what is known of its video so far."""
 
-    def __init__(self, video_id: str) -> None:
-        self.video_id = video_id
+    def __init__(self, limit_s: float) -> None:
         self.video: Video | None = None
-        self.seconds_by_stage: dict[str, float] = {}
+        self.stage = "begin"
+        self.seconds: dict[str, float] = {}
         self._began = self._stage_began = time.monotonic()
+        self._limit_s = limit_s
 
-    def seconds(self) -> float:
-        return time.monotonic() - self._began
+    @property
+    def left_s(self) -> float:
+        return max(self._began + self._limit_s - time.monotonic(), 0.0)
 
-    def stage(self, name: str) -> None:
-        """The stage that ends now took the time since the last one ended."""
+    def begin(self, stage: str) -> None:
+        """The stage before, if any, ends here."""
+        self.end()
+        self.stage = stage
+
+    def end(self) -> None:
         now = time.monotonic()
-        self.seconds_by_stage[name] = now - self._stage_began
-        self._stage_began = now
+        if self.stage not in ("begin", "end"):
+            self.seconds[self.stage] = now - self._stage_began
+        self.stage, self._stage_began = "end", now
 
 
-class _MaskColumns:
-    """Masks of one video as Arrow columns, a frame at a time."""
-
-    def __init__(self, video_id: str) -> None:
-        self._video_id = video_id
-        self._batches: list[pa.RecordBatch] = []
-        self._rows: list[dict[str, Any]] = []
-        self.num_frames = 0
-
-    def add(self, frame: FrameMasks) -> None:
-        self.num_frames += 1
-        for mask in frame.masks:
-            x0, y0, x1, y1 = mask.box_xyxy_px
-            self._rows.append(
-                {
-                    "video_id": self._video_id,
-                    "object_id": mask.object_id,
-                    "frame_index": frame.frame_index,
-                    "pts_s": frame.pts_s,
-                    "revision": 0,
-                    "counts": mask.counts,
-                    "height": frame.height,
-                    "width": frame.width,
-                    "area_px": mask.area_px,
-                    "box": {"x0": x0, "y0": y0, "x1": x1, "y1": y1} if mask.area_px else None,
-                    "object_score": mask.object_score,
-                    "iou_pred": mask.iou_pred,
-                    "stability": mask.stability,
-                    "is_prompt": mask.is_prompt,
-                }
-            )
-        if len(self._rows) >= 8192:  # columns take a fifth of what dictionaries do
-            self._flush()
-
-    def table(self) -> pa.Table:
-        self._flush()
-        return pa.Table.from_batches(self._batches, schema=MASKS_SCHEMA)
-
-    def _flush(self) -> None:
-        if self._rows:
-            self._batches.append(pa.RecordBatch.from_pylist(self._rows, schema=MASKS_SCHEMA))
-            self._rows = []
+def explain_failure(error: BaseException) -> tuple[FailureReason, str]:
+    """Reason code and detail of what went wrong with a video."""
+    reason = _reason(error)
+    if reason == FailureReason.INTERNAL:
+        return reason, "".join(traceback.format_exception(error))[-DETAIL_CHARACTERS:]
+    return reason, f"{type(error).__name__}: {error}"[:DETAIL_CHARACTERS]
 
 
-def _tracks(
-    request: VideoRequest, masks: pa.Table, provenance: dict[str, Any]
-) -> tuple[Track, ...]:
-    """One row for each object: its span, its presence and the range of its scores."""
-    scores = ("object_score", "iou_pred", "stability")
-    present = pc.cast(pc.greater(masks["area_px"], 0), pa.int32())
-    grouped = masks.append_column("present", present).group_by("object_id", use_threads=False)
-    rows = grouped.aggregate(
-        [("frame_index", "min"), ("frame_index", "max"), ("present", "sum")]
-        + [(name, kind) for name in scores for kind in ("mean", "min")]
-    ).to_pylist()
-    prompts: dict[int, list[PromptRow]] = {}
-    for prompt in request.prompts:
-        prompts.setdefault(prompt["object_id"], []).append(prompt)
-    return tuple(
-        Track(
-            video_id=request.video_id,
-            object_id=row["object_id"],
-            prompts=tuple(prompts[row["object_id"]]),
-            category=next(
-                (p["category"] for p in prompts[row["object_id"]] if p["category"]), None
-            ),
-            first_frame=row["frame_index_min"],
-            last_frame=row["frame_index_max"],
-            frames_present=row["present_sum"],
-            **{
-                f"{name}_{kind}": row[f"{name}_{kind}"]
-                for name in scores
-                for kind in ("mean", "min")
-            },
-            **provenance,
-        )
-        for row in rows
-    )
+def video_facts(video: Video | None) -> dict[str, Any]:
+    """What the videos table says of a video itself."""
+    if video is None:
+        return {}
+    return {
+        "num_frames_header": video.info.num_frames_header,
+        "num_frames_decoded": video.num_frames_decoded,
+        "fps": video.info.fps,
+        "width": video.info.width,
+        "height": video.info.height,
+        "rotation_deg": video.info.rotation_deg,
+        "duration_s": video.info.duration_s,
+    }
 
 
-def _video_limits(config: LabelConfig) -> VideoLimits:
-    limits = config.limits
+def video_limits(limits: LimitsConfig) -> VideoLimits:
     return VideoLimits(
         max_bytes=limits.max_video_bytes,
         max_pixels=limits.max_pixels,
@@ -317,21 +224,27 @@ def _video_limits(config: LabelConfig) -> VideoLimits:
     )
 
 
+def code_version() -> str:
+    """The installed version of this package."""
+    try:
+        return version("maskmill")
+    except PackageNotFoundError:
+        return "unknown"
+
+
 def _reason(error: BaseException) -> FailureReason:
-    """The reason code of what went wrong with a video."""
     if isinstance(error, VideoError):
         return FailureReason(error.reason)
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return FailureReason.OUT_OF_MEMORY
     kinds: tuple[tuple[type[BaseException], FailureReason], ...] = (
         (PromptOutOfRange, FailureReason.PROMPT_OUT_OF_RANGE),
         (PromptError, FailureReason.PROMPT_INVALID),
-        (DeadlineExceeded, FailureReason.TIMEOUT),
+        (TimeoutError, FailureReason.TIMEOUT),  # the engine's DeadlineExceeded is one
         (UriNotAllowed, FailureReason.URI_NOT_ALLOWED),
         (NotFound, FailureReason.NOT_FOUND),
         (TooLarge, FailureReason.TOO_LARGE),
         (StorageError, FailureReason.UNREADABLE),
-        (MemoryError, FailureReason.OUT_OF_MEMORY),
     )
     return next(
         (reason for kind, reason in kinds if isinstance(error, kind)), FailureReason.INTERNAL

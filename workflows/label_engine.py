@@ -1,0 +1,141 @@
+"""The engine of one actor: weights, device, options. Knows nothing of videos or clusters."""
+
+import logging
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+
+from sam2model import Prompt, Sam2VideoModel, Sam2VideoProcessor
+from sam2model.attention import force_kernel
+from sam2model.engine import Engine, EngineOptions
+from sam2model.semantics import semantics_named
+from sam2model.tracked_masks import FrameMasks
+from sam2model.video import Video
+from workflows.checkpoints import local_checkpoint
+from workflows.config import LabelConfig
+from workflows.storage import Storage
+
+log = logging.getLogger(__name__)
+
+OTHERS_SHARE = 0.1  # of a device's memory: a desktop, not somebody's model
+DIRTY_DEVICE_WAIT_S = 360.0  # a killed process gives its memory back in seconds, at times minutes
+ANSWER_S = 60.0
+
+
+class MaskEngine(Protocol):
+    """What labelling needs of an engine; sam2model.engine.Engine is the real one."""
+
+    def label(
+        self,
+        video: Video,
+        prompts: list[Prompt],
+        first_frame: int = 0,
+        last_frame: int | None = None,
+        *,
+        deadline_s: float | None = None,
+    ) -> Iterator[FrameMasks]: ...
+
+    def close(self) -> None: ...
+
+
+EngineFactory = Callable[[LabelConfig, str], MaskEngine]  # of a configuration and its weights
+
+
+class DirtyDevice(RuntimeError):
+    """Somebody else holds the memory of the device that this process was given."""
+
+
+def open_engine(config: LabelConfig, weights_sha256: str | None = None) -> Engine:
+    """The model of a configuration on the device that this process was given.
+
+    weights_sha256: raises CheckpointError if the weights here are others.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda" and config.compute.gpus_per_actor >= 1:
+        wait_for_free_device(torch.cuda.mem_get_info)
+    wanted = config.model
+    force_kernel(None if wanted.attention == "auto" else wanted.attention)
+    semantics = replace(
+        semantics_named(wanted.semantics),
+        hole_area_px=wanted.hole_area_px,
+        sprinkle_area_px=wanted.sprinkle_area_px,
+    )
+    checkpoint = local_checkpoint(wanted.checkpoint, Storage(config.storage), weights_sha256)
+    model = Sam2VideoModel.from_pretrained(
+        checkpoint.path, semantics=semantics, max_conditioning_frames=wanted.max_conditioning_frames
+    )
+    model = model.to(device, dtype=getattr(torch, wanted.dtype))
+    options = EngineOptions(
+        slots=config.compute.slots_per_actor, frame_batch=config.compute.frame_batch
+    )
+    return Engine(model, Sam2VideoProcessor.from_pretrained(checkpoint.path), semantics, options)
+
+
+def wait_for_free_device(
+    memory_info: Callable[[], tuple[int, int]],
+    wait_s: float = DIRTY_DEVICE_WAIT_S,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Wait until nobody else holds much of a device that is ours alone.
+
+    memory_info: (free, total) bytes. Raises DirtyDevice after wait_s.
+    """
+    step_s = wait_s / 36
+    for waited in range(37):
+        free, total = memory_info()
+        if total - free <= OTHERS_SHARE * total:
+            return
+        held = f"{(total - free) / 2**30:.1f} of {total / 2**30:.1f} GiB are held by others"
+        if waited == 0:
+            log.warning("%s; waiting up to %.0f s", held, wait_s)
+        if waited < 36:
+            sleep(step_s)
+    raise DirtyDevice(
+        f"{held} after {wait_s:.0f} s; end those processes, or share the device by "
+        "compute.gpus_per_actor below 1"
+    )
+
+
+def device_answers(answer_s: float = ANSWER_S) -> bool:
+    """Whether the device still completes work; a hung one never does."""
+    if not torch.cuda.is_available():
+        return True
+    answered = threading.Event()
+
+    def ask() -> None:
+        torch.zeros(1, device="cuda").add_(1).cpu()
+        answered.set()
+
+    threading.Thread(target=ask, daemon=True).start()
+    return answered.wait(answer_s)
+
+
+def hardware() -> str:
+    """The device's name, or the processor's architecture and the threads used."""
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def peak_device_memory_bytes() -> int | None:
+    return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError))
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """An error after which CUDA refuses everything until the process ends."""
+    return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
+
+
+def free_device_memory() -> None:
+    """Give back what only the allocator holds."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,277 @@
+"""The bulk job from a manifest to a dataset: plan, label, commit, and count what is there.
+
+Knows nothing of models, nor how tasks reach the machines that label. Videos that do not come home
+with an outcome, for their worker died or their device ran out of memory, run again one at a time
+in smaller steps, so that their neighbours come through and the one to blame shows.
+"""
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray
+from ray.exceptions import RayError
+
+from workflows.checkpoints import local_checkpoint
+from workflows.committer import Committer
+from workflows.config import LabelConfig, dump_config
+from workflows.dataset_log import DatasetLog
+from workflows.label import Home, label_tasks
+from workflows.label_engine import EngineFactory, open_engine
+from workflows.label_plan import Labelling, LabelPlan
+from workflows.label_summary import Summary
+from workflows.manifest import manifest_files
+from workflows.mask_objects import find_mask_object
+from workflows.next_revisions import next_revisions
+from workflows.progress import OnProgress, Progress, Rate
+from workflows.ray_session import Stopped, check_resources, connect, stops_on_sigterm
+from workflows.results import DatasetWriter
+from workflows.rows import FailureReason, Status, VideoOutcome
+from workflows.run_board import Report, RunBoard
+from workflows.storage import Storage
+from workflows.task_spool import IntArray
+from workflows.uris import join_uri
+from workflows.video_labeller import LabellingJob, code_version
+
+log = logging.getLogger(__name__)
+
+TICK_S = 1.0
+BOARD_PATIENCE_S = 5.0
+
+
+def label(
+    config: LabelConfig,
+    engine_factory: EngineFactory = open_engine,
+    on_progress: OnProgress = lambda progress: None,
+) -> Summary:
+    """Label what a manifest asks for and the dataset does not have.
+
+    on_progress is called now and then from a thread of its own. SIGTERM ends the run early with
+    all that is finished committed, `stopped` in the summary. Raises LostVideos if in the end the
+    dataset does not say of every row how it went.
+    """
+    began, started_at = time.monotonic(), datetime.now(UTC)
+    storage = Storage(config.storage)
+    manifest_files(config.manifest, storage)  # before anything is made
+    job = LabellingJob(
+        config=config,
+        run_id=f"label-{started_at:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}",
+        weights_sha256=local_checkpoint(config.model.checkpoint, storage).sha256,
+        code_version=code_version(),
+    )
+    writer = DatasetWriter(storage, config.output)
+    labelling = Labelling(job.weights_sha256, config.inference_config)
+    finished = writer.finished(config.retry_reasons)
+    with LabelPlan(config.manifest, storage, labelling, finished) as plan:
+        summary = Summary(job.run_id, videos=plan.videos, skipped=plan.skipped)
+        if plan.num_tasks:
+            storage.put(
+                join_uri(config.output, "_runs", f"{job.run_id}.yaml"), dump_config(config).encode()
+            )
+            LabelRun(job, plan, writer, summary, engine_factory, on_progress).run()
+        if not summary.stopped:
+            summary.ok, summary.failed = _count(writer, plan)
+    summary.wall_s = time.monotonic() - began
+    writer.record_run(summary.to_row(config, job.code_version, started_at, datetime.now(UTC)))
+    if not summary.stopped:
+        summary.check()
+    return summary
+
+
+class LabelRun:
+    """One run of a plan; counts go to the summary."""
+
+    def __init__(
+        self,
+        job: LabellingJob,
+        plan: LabelPlan,
+        writer: DatasetWriter,
+        summary: Summary,
+        engine_factory: EngineFactory,
+        on_progress: OnProgress,
+    ) -> None:
+        config = job.config
+        self._job, self._plan, self._summary = job, plan, summary
+        self._engine_factory, self._on_progress = engine_factory, on_progress
+        self._committer = Committer(
+            writer, config.commit.videos, config.commit.seconds, config.supersede_reviewed
+        )
+        self._began = time.monotonic()
+        self._cost_done = 0.0
+        self._storage = writer.storage
+        self._board: Any = None
+        self._rate = Rate()
+        self._last_totals = Report()
+
+    def run(self) -> None:
+        """Label all; whatever ends it, what is finished is committed."""
+        with self._committer:
+            for piece in self._plan.at_fault():
+                for row in piece.to_pylist():
+                    self._commit(self._failure(row, FailureReason(row["reason"]), row["detail"]))
+            if len(self._plan.order):
+                connect()
+                check_resources(self._job.config.compute)
+                try:
+                    with stops_on_sigterm():
+                        self._label()
+                except Stopped:
+                    log.warning("stopped; what is finished is kept")
+                    self._summary.stopped = True
+
+    def _label(self) -> None:
+        self._board = ray.remote(RunBoard).options(num_cpus=0, max_restarts=-1).remote()
+        self._revisions = self._next_revisions()
+        slots = self._job.config.compute.slots_per_actor
+        passes = [self._job, self._job.alone(max(slots // 4, 1)), self._job.alone(1)]
+        left = self._plan.order
+        with _Ticker(self._tick):
+            for job in passes:
+                if job is not self._job:
+                    log.warning("%d videos did not come home; each runs again alone", len(left))
+                    self._summary.reruns += len(left)
+                left = self._pass(job, left, is_last=job is passes[-1])
+                if not len(left):
+                    break
+            self._give_up(left)
+            totals = self._totals()
+        self._summary.device_s, self._summary.device_busy_s = totals.alive_s, totals.busy_s or 0.0
+
+    def _pass(self, job: LabellingJob, numbers: IntArray, is_last: bool) -> IntArray:
+        """Label tasks; the numbers of those that are still to be labelled."""
+        is_home = np.zeros(self._plan.num_tasks, bool)
+        homes = label_tasks(
+            job, self._engine_factory, self._pieces(numbers), len(numbers), self._board
+        )
+        with closing(homes):
+            try:
+                for home in homes:
+                    if home.outcome.reason != FailureReason.OUT_OF_MEMORY or is_last:
+                        is_home[home.task] = True
+                        self._take(home)
+            except BaseException:
+                self._committer.hurry()  # ending the pool takes seconds, which may not be left
+                raise
+        return numbers[~is_home[numbers]]
+
+    def _take(self, home: Home) -> None:
+        outcome = home.outcome
+        log.info(
+            "%s: %s in %.1f s, %s frames",
+            outcome.video_id,
+            outcome.reason or outcome.status,
+            sum(outcome.seconds_by_stage.values()),
+            outcome.num_frames_decoded,
+        )
+        self._cost_done += self._plan.costs[home.task]
+        if not home.is_whole:
+            found = find_mask_object(
+                self._storage, self._job.config.output, outcome.video_id, outcome.fingerprint
+            )
+            assert found is not None  # the actor put it before it sent the outcome
+            outcome = found
+        self._commit(outcome)
+
+    def _commit(self, outcome: VideoOutcome) -> None:
+        self._summary.add(outcome)
+        self._committer.add(outcome)
+
+    def _give_up(self, numbers: IntArray) -> None:
+        """Record videos whose worker died each time, twice with nothing else in it."""
+        for piece in self._plan.tasks(numbers):
+            for row in piece.to_pylist():
+                detail = "its worker process died three times, twice with this video alone in it"
+                self._commit(self._failure(row, FailureReason.INTERNAL, detail))
+
+    def _failure(self, row: dict[str, Any], reason: FailureReason, detail: str) -> VideoOutcome:
+        return VideoOutcome(
+            video_id=row["video_id"],
+            video_uri=row["video_uri"],
+            fingerprint=row["fingerprint"],
+            status=Status.FAILED,
+            reason=reason,
+            detail=detail,
+            run_id=self._job.run_id,
+            finished_at=datetime.now(UTC),
+            code_version=self._job.code_version,
+        )
+
+    def _pieces(self, numbers: IntArray) -> Iterator[pa.Table]:
+        for piece in self._plan.tasks(numbers):
+            revisions = self._revisions[piece["task"].to_numpy()]
+            yield piece.append_column("revision", pa.array(revisions))
+
+    def _next_revisions(self) -> npt.NDArray[np.int32]:
+        """Of every task."""
+        tracks = DatasetLog(self._storage, self._job.config.output).tracks
+        return next_revisions(tracks.refresh(), self._plan.video_ids())
+
+    def _tick(self) -> None:
+        """Tell how far the run is; from a thread of its own."""
+        totals, summary = self._totals(), self._summary
+        frames = max(totals.frames, summary.frames)  # the last reports come late or never
+        elapsed_s = time.monotonic() - self._began
+        busy_s = totals.busy_s
+        self._on_progress(
+            Progress(
+                videos=self._plan.num_tasks,
+                videos_done=summary.done_now,
+                videos_failed=summary.failed_now,
+                frames=frames,
+                masks=max(totals.masks, summary.object_frames),
+                cost=float(self._plan.costs.sum()),
+                cost_done=self._cost_done,
+                elapsed_s=elapsed_s,
+                frames_per_s=self._rate.at(elapsed_s, frames),
+                device_idle_share=None if busy_s is None else 1 - busy_s / totals.alive_s,
+            )
+        )
+
+    def _totals(self) -> Report:
+        try:
+            totals: Report = ray.get(self._board.totals.remote(), timeout=BOARD_PATIENCE_S)
+        except (RayError, TimeoutError) as error:  # it comes back by itself, with new reports
+            log.debug("no reports: %s", error)
+            return self._last_totals
+        self._last_totals = totals
+        return totals
+
+
+class _Ticker:
+    """Calls a function every second while its block runs, and once at the end."""
+
+    def __init__(self, tick: Callable[[], None]) -> None:
+        self._tick = tick
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended.wait(TICK_S):
+            self._tick()
+        self._tick()
+
+
+def _count(writer: DatasetWriter, plan: LabelPlan) -> tuple[int, int]:
+    """How many rows of the manifest the dataset has as ok and as failed, asked of the dataset."""
+    succeeded, ended = writer.finished(tuple(FailureReason)), writer.finished()
+    ok = failed = 0
+    for ids, prints in plan.keys():
+        is_ok = succeeded.contains(ids, prints)
+        ok += int(is_ok.sum())
+        failed += int((ended.contains(ids, prints) & ~is_ok).sum())
+    return ok, failed

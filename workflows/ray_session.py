@@ -1,0 +1,70 @@
+"""A Ray to work on, and how a run on it is stopped. Knows nothing of labelling."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import ray
+
+from workflows.config import ComputeConfig, ConfigError
+
+log = logging.getLogger(__name__)
+
+
+class Stopped(SystemExit):
+    """Somebody wants the run to end now; what is finished is to be kept."""
+
+
+def connect() -> None:
+    """Use the Ray of this process, else the cluster at RAY_ADDRESS, else one on this machine."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # ours are shown
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+
+
+def check_resources(compute: ComputeConfig) -> None:
+    """Raise ConfigError where no machine could ever hold one actor.
+
+    A cluster that scales may have no machine yet: it is warned about only.
+    """
+    wanted = {"GPU": compute.gpus_per_actor, "CPU": compute.cpus_per_actor}
+    known = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes = [node["Resources"] for node in known if node["Alive"]]
+    if any(all(node.get(kind, 0) >= least for kind, least in wanted.items()) for node in nodes):
+        return
+    largest = {kind: max((node.get(kind, 0) for node in nodes), default=0) for kind in wanted}
+    message = (
+        f"an actor wants {compute.gpus_per_actor:g} GPUs and {compute.cpus_per_actor:g} CPUs on "
+        f"one machine (compute.gpus_per_actor, compute.cpus_per_actor); the largest has "
+        f"{largest['GPU']:g} GPUs and {largest['CPU']:g} CPUs"
+    )
+    if len(nodes) == 1 and not os.environ.get("RAY_ADDRESS"):
+        raise ConfigError(f"{message}; gpus_per_actor=0 labels on CPUs")
+    log.warning("%s; waiting for one that has more", message)
+
+
+@contextmanager
+def stops_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into Stopped, raised in the main thread; a second one ends the process.
+
+    To be entered when Ray is connected, for connecting installs a handler of Ray's own.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Stopped(f"signal {number}")
+
+    before: Any = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
