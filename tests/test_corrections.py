@@ -277,6 +277,22 @@ def test_an_objects_masks_do_not_depend_on_who_shares_its_steps(semantics: str) 
                 assert change(emission, wanted[frame], object_id) < TOLERANCE / 5, frame
 
 
+def test_masks_do_not_depend_on_how_many_objects_a_step_takes() -> None:
+    script = [
+        *click(0, 1, DISC),
+        Add(0, [2], boxes=[(80, 30, 140, 90)]),
+        Add(2, [3], masks=[rectangle(slice(20, 60), slice(70, 120))]),
+        *click(2, 4, (20, 80)),
+        Propagate(),
+    ]
+    one_at_a_time = sam2model.Sam2VideoModel(our_model(small_hf_model()).config, slots=1)
+    one_at_a_time.load_state_dict(small_hf_model().state_dict())
+
+    got = our_side(one_at_a_time, synthetic_frames(8)).play(script)
+
+    assert largest_error(got, ours(script)) < TOLERANCE
+
+
 # Objects that come and go while a session lives.
 
 
