@@ -74,7 +74,7 @@ def label_tasks(
     with DataContext.current(_context(num_tasks)), warnings.catch_warnings():
         # max_restarts and max_task_retries have no other name; Ray is pinned for them
         warnings.simplefilter("ignore", RayDeprecationWarning)
-        dataset = _pipeline(job, open_engine, refs, board)
+        dataset = _pipeline(job, open_engine, refs, num_tasks, board)
     for batch in _batches(dataset):
         outcomes = outcomes_from_table(batch.select(OUTCOMES_SCHEMA.names))
         for task, is_whole, outcome in zip(
@@ -94,7 +94,7 @@ def _batches(dataset: Dataset) -> Iterator[pa.Table]:
 
 
 def _pipeline(
-    job: LabellingJob, open_engine: EngineFactory, refs: list[Any], board: Any
+    job: LabellingJob, open_engine: EngineFactory, refs: list[Any], num_tasks: int, board: Any
 ) -> Dataset:
     compute = job.config.compute
     in_flight = compute.videos_in_flight
@@ -108,8 +108,8 @@ def _pipeline(
             batch_size=1,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
-                min_size=compute.actors,
-                max_size=compute.max_actors or compute.actors,
+                min_size=min(compute.actors, num_tasks),
+                max_size=min(compute.max_actors or compute.actors, num_tasks),
                 # Every task that an actor has runs: none waits there behind a longer one.
                 max_tasks_in_flight_per_actor=in_flight,
                 max_concurrent_calls_per_actor=in_flight,

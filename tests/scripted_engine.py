@@ -1,0 +1,139 @@
+"""Engines that need no model, or that go wrong where a test wants it. Imported by Ray's workers."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sam2model import Prompt
+from sam2model.rle import encode_mask
+from sam2model.tracked_masks import FrameMasks, TrackedMask
+from sam2model.video import Video
+from workflows.config import LabelConfig
+from workflows.label_engine import MaskEngine, open_engine
+
+
+class NoOpEngine:
+    """Gives every object the same square on every frame of the video, decoded but not looked at.
+
+    frame_s: how long it pretends to work on a frame.
+    """
+
+    def __init__(self, frame_s: float = 0.0) -> None:
+        self.frame_s = frame_s
+
+    def label(
+        self,
+        video: Video,
+        prompts: list[Prompt],
+        first_frame: int = 0,
+        last_frame: int | None = None,
+        *,
+        deadline_s: float | None = None,
+    ) -> Iterator[FrameMasks]:
+        height, width = video.info.height, video.info.width
+        square = np.zeros((height, width), np.bool_)
+        square[4:12, 4:12] = True
+        counts = encode_mask(square)
+        objects = sorted({prompt.object_id for prompt in prompts})
+        for frame in video.frames(first_frame, None if last_frame is None else last_frame + 1):
+            if self.frame_s:
+                time.sleep(self.frame_s)
+            masks = [
+                TrackedMask(o, counts, 64, (4, 4, 12, 12), 1.0, 0.5, 0.25, frame.index == 0)
+                for o in objects
+            ]
+            yield FrameMasks(frame.index, frame.pts_s, height, width, masks)
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class NoOp:
+    """Makes NoOpEngines; leaves a file named after each process's id in a folder."""
+
+    pids: Path | None = None
+    frame_s: float = 0.0
+
+    def __call__(self, config: LabelConfig, weights_sha256: str) -> MaskEngine:
+        register(self.pids)
+        return NoOpEngine(self.frame_s)
+
+
+@dataclass(frozen=True)
+class Real:
+    """The configuration's own engine; leaves a file named after each process's id in a folder."""
+
+    pids: Path | None = None
+
+    def __call__(self, config: LabelConfig, weights_sha256: str) -> MaskEngine:
+        register(self.pids)
+        return open_engine(config, weights_sha256)
+
+
+def register(pids: Path | None) -> None:
+    if pids is not None:
+        (pids / str(os.getpid())).touch()
+
+
+class PoisonedEngine:
+    """The configuration's own engine, but for videos whose file's name says what they do to it."""
+
+    def __init__(self, engine: MaskEngine) -> None:
+        self._engine = engine
+
+    def label(
+        self,
+        video: Video,
+        prompts: list[Prompt],
+        first_frame: int = 0,
+        last_frame: int | None = None,
+        *,
+        deadline_s: float | None = None,
+    ) -> Iterator[FrameMasks]:
+        name = Path(video.name).stem
+        poison = getattr(self, f"_{name.partition('-')[0]}", None)
+        masks = self._engine.label(video, prompts, first_frame, last_frame, deadline_s=deadline_s)
+        for count, frame in enumerate(masks):
+            if poison is not None and count == 2:  # in the midst of it
+                yield from poison(frame)
+            yield frame
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def _segfault(self, frame: FrameMasks) -> Iterator[FrameMasks]:
+        os.kill(os.getpid(), signal.SIGSEGV)
+        yield frame
+
+    def _endless(self, frame: FrameMasks) -> Iterator[FrameMasks]:
+        while True:
+            time.sleep(0.01)
+            yield frame
+
+    def _silent(self, frame: FrameMasks) -> Iterator[FrameMasks]:
+        time.sleep(1e6)
+        yield frame
+
+    def _defect(self, frame: FrameMasks) -> Iterator[FrameMasks]:
+        raise KeyError("a mistake of the program")
+        yield frame
+
+    def _oom(self, frame: FrameMasks) -> Iterator[FrameMasks]:
+        import torch
+
+        raise torch.OutOfMemoryError("CUDA out of memory")
+        yield frame
+
+
+@dataclass(frozen=True)
+class Poisoned:
+    """Makes PoisonedEngines."""
+
+    def __call__(self, config: LabelConfig, weights_sha256: str) -> MaskEngine:
+        return PoisonedEngine(open_engine(config, weights_sha256))
