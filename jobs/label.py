@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from jobs._cli import (
     ALL_DONE,
@@ -16,10 +17,19 @@ from jobs._cli import (
 )
 from jobs._progress import ProgressLines
 
+if TYPE_CHECKING:
+    from workflows.config import LabelConfig
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 all labelled, 3 some videos failed, 1 stopped before the end."""
     parser = job_parser("label", __doc__ or "")
+    add_options(parser)
+    return run(parser, label, argv)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What `label` takes besides --config, --set and --log-level."""
     parser.add_argument(
         "--retry",
         metavar="reason=REASON[,REASON…]",
@@ -27,16 +37,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=[],
         help="take videos again that failed for these reasons, as retry_reasons does",
     )
-    return run(parser, label, argv)
+
+
+def config_of(options: argparse.Namespace) -> "LabelConfig":
+    """The configuration that the options make. Raises ConfigError or UsageError."""
+    from workflows.config import LabelConfig, load_config
+
+    overrides = [*options.overrides, *_retry_override(options.retry)]
+    return load_config(LabelConfig, options.config, overrides)
 
 
 def label(options: argparse.Namespace) -> Result:
     """Label what is left of the manifest."""
-    from workflows.config import LabelConfig, load_config
     from workflows.label_run import label as label_manifest
 
-    overrides = [*options.overrides, *_retry_override(options.retry)]
-    config = load_config(LabelConfig, options.config, overrides)
+    config = config_of(options)
     lines = ProgressLines()
     summary = label_manifest(config, on_progress=lines.show)
     lines.end()
