@@ -99,12 +99,10 @@ def _results(
 
     if not workers:
         return export_videos(plan, videos)
-    import ray
-
     from workflows.export_on_ray import export_on_ray
+    from workflows.ray_session import connect
 
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, include_dashboard=False)
+    connect()
     return export_on_ray(plan, videos, workers)
 
 

@@ -53,17 +53,24 @@ def histogram(
     """
     low = min(values, default=0.0) if low is None else low
     high = max(values, default=1.0) if high is None else high
-    high = high if high > low else low + 1.0
+    width = (high - low) or 1.0
     counts = [0] * bins
     for value in values:
-        counts[min(max(int((value - low) / (high - low) * bins), 0), bins - 1)] += 1
+        counts[min(max(int((value - low) / width * bins), 0), bins - 1)] += 1
+    return histogram_of_counts(counts, low, high, title, x_label, y_label)
+
+
+def histogram_of_counts(
+    counts: Sequence[int], low: float, high: float, title: str, x_label: str, y_label: str
+) -> str:
+    """What `histogram` draws, of values counted elsewhere in equal bins from low to high."""
+    high = high if high > low else low + 1.0
     x, y = _axes(low, high, 0, max([1, *counts]))
-    width = (x.end_px - x.start_px) / bins
+    width, step = (x.end_px - x.start_px) / len(counts), (high - low) / len(counts)
     marks = [
         f'<rect x="{x.start_px + n * width + 0.5:.1f}" y="{y.px(count):.1f}" '
         f'width="{width - 1:.1f}" height="{y.start_px - y.px(count):.1f}" fill="{MARK}">'
-        f"<title>{number(low + n * (high - low) / bins)} to "
-        f"{number(low + (n + 1) * (high - low) / bins)}: {count}</title></rect>"
+        f"<title>{number(low + n * step)} to {number(low + (n + 1) * step)}: {count}</title></rect>"
         for n, count in enumerate(counts)
         if count
     ]
