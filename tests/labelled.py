@@ -101,10 +101,11 @@ def label(
     video_uri: str = "",
     num_frames: int | None = None,
     run_id: str = "r1",
+    storage: Storage | None = None,
     **more: Any,
 ) -> Dataset:
     """Commit videos as a bulk job would; the dataset, opened. more: columns of videos."""
-    storage = Storage()
+    storage = storage or Storage()
     writer = DatasetWriter(storage, root)
     outcomes = []
     for number, (video_id, objects) in enumerate(videos.items()):
