@@ -11,23 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from reference import (
-    ABSENT,
-    Add,
-    Emission,
-    Frames,
-    Propagate,
-    Reset,
-    Run,
-    Side,
-    Step,
-    Stream,
-    hf_side,
-    largest_error,
-    pixel_values,
-    small_hf_model,
-    synthetic_frames,
-)
+from reference import Frames, hf_side, pixel_values, small_hf_model, synthetic_frames
+from script import ABSENT, Add, Emission, Propagate, Reset, Run, Side, Step, Stream, largest_error
 
 import sam2model
 

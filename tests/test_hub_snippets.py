@@ -54,12 +54,6 @@ def video_frames() -> list[Image.Image]:
     return [Image.fromarray(frame) for frame in synthetic_frames(FRAMES, HEIGHT, WIDTH)]
 
 
-def test_loading_with_the_pages_own_arguments(checkpoint: Path) -> None:
-    model = Sam2VideoModel.from_pretrained(checkpoint, device_map="auto")
-
-    assert model.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def masks_of(processor: Sam2VideoProcessor, session: Any, output: Any) -> torch.Tensor:
     """The page's call that brings an output to the video's size."""
     return processor.post_process_masks(
@@ -67,6 +61,42 @@ def masks_of(processor: Sam2VideoProcessor, session: Any, output: Any) -> torch.
         original_sizes=[[session.video_height, session.video_width]],
         binarize=False,
     )[0]
+
+
+def add_click(
+    processor: Sam2VideoProcessor,
+    session: Any,
+    obj_id: int,
+    frame_idx: int = 0,
+    at: tuple[float, float] = (20, 15),
+) -> None:
+    """One positive click on one object."""
+    processor.add_inputs_to_inference_session(
+        inference_session=session,
+        frame_idx=frame_idx,
+        obj_ids=obj_id,
+        input_points=[[[list(at)]]],
+        input_labels=[[[1]]],
+    )
+
+
+@pytest.fixture
+def video_path(tmp_path: Path, video_frames: list[Image.Image]) -> Path:
+    """The frames as a file, without loss."""
+    path = tmp_path / "video.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=10, width=WIDTH, height=HEIGHT)
+        stream.pix_fmt = "bgr0"
+        for image in video_frames:
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_loading_with_the_pages_own_arguments(checkpoint: Path) -> None:
+    model = Sam2VideoModel.from_pretrained(checkpoint, device_map="auto")
+
+    assert model.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def test_basic_video_tracking(
@@ -132,23 +162,6 @@ def test_multi_object_video_tracking_after_a_reset(
     assert not torch.equal(video_segments[0][2], video_segments[0][3])
 
 
-def add_click(
-    processor: Sam2VideoProcessor,
-    session: Any,
-    obj_id: int,
-    frame_idx: int = 0,
-    at: tuple[float, float] = (20, 15),
-) -> None:
-    """One positive click on one object."""
-    processor.add_inputs_to_inference_session(
-        inference_session=session,
-        frame_idx=frame_idx,
-        obj_ids=obj_id,
-        input_points=[[[list(at)]]],
-        input_labels=[[[1]]],
-    )
-
-
 def test_refining_a_later_frame_and_propagating_again(
     model: Sam2VideoModel, processor: Sam2VideoProcessor, video_frames: list[Image.Image]
 ) -> None:
@@ -199,58 +212,6 @@ def test_streaming_video_inference(
 
     assert seen == [(i, (1, 1, HEIGHT, WIDTH)) for i in range(FRAMES)]
     assert (inference_session.video_height, inference_session.video_width) == (HEIGHT, WIDTH)
-
-
-def test_the_memory_of_a_stream_does_not_grow_with_its_length(
-    model: Sam2VideoModel, processor: Sam2VideoProcessor, video_frames: list[Image.Image]
-) -> None:
-    inference_session = processor.init_video_session()
-    pixels = processor(images=video_frames).pixel_values
-    processor.add_inputs_to_inference_session(
-        inference_session=inference_session,
-        frame_idx=0,
-        obj_ids=1,
-        input_points=[[[[20, 15]]]],
-        input_labels=[[[1]]],
-        original_size=(HEIGHT, WIDTH),
-    )
-
-    for frame_idx in range(24):
-        model(inference_session=inference_session, frame=pixels[frame_idx % FRAMES])
-
-    assert inference_session.stepper is not None
-    assert inference_session.stepper.bank.mask_pages_in_use <= model.config.num_maskmem
-
-
-def test_a_prompt_on_a_frame_that_a_stream_has_passed_does_not_stop_the_stream(
-    model: Sam2VideoModel, processor: Sam2VideoProcessor, video_frames: list[Image.Image]
-) -> None:
-    inference_session = processor.init_video_session()
-    pixels = processor(images=video_frames).pixel_values
-    inference_session.video_height, inference_session.video_width = HEIGHT, WIDTH
-    add_click(processor, inference_session, obj_id=1)
-    for frame in pixels[:3]:
-        model(inference_session=inference_session, frame=frame)
-
-    with pytest.raises(ValueError, match="frame 1 "):
-        add_click(processor, inference_session, obj_id=1, frame_idx=1)
-        model(inference_session=inference_session, frame=pixels[3])
-
-    assert model(inference_session=inference_session, frame=pixels[4]).object_ids == [1]
-
-
-@pytest.mark.parametrize("frame_idx", [-1, FRAMES, 99])
-def test_a_frame_outside_the_video_is_refused_by_number(
-    model: Sam2VideoModel,
-    processor: Sam2VideoProcessor,
-    video_frames: list[Image.Image],
-    frame_idx: int,
-) -> None:
-    inference_session = processor.init_video_session(video=video_frames)
-    add_click(processor, inference_session, obj_id=1)
-
-    with pytest.raises(ValueError, match=rf"{frame_idx}.* 0 to {FRAMES - 1}"):
-        model(inference_session=inference_session, frame_idx=frame_idx)
 
 
 def test_batched_points_of_several_objects_with_different_numbers(
@@ -336,58 +297,6 @@ def test_every_documented_kind_of_prompt_is_accepted(
     assert bool(outputs.pred_masks.isfinite().all())
 
 
-def test_a_box_may_not_be_added_to_old_clicks(
-    model: Sam2VideoModel, processor: Sam2VideoProcessor, video_frames: list[Image.Image]
-) -> None:
-    inference_session = processor.init_video_session(video=video_frames[:1])
-    add_click(processor, inference_session, obj_id=1)
-
-    with pytest.raises(ValueError, match="clear_old_inputs"):
-        processor.add_inputs_to_inference_session(
-            inference_session=inference_session,
-            frame_idx=0,
-            obj_ids=1,
-            input_boxes=[[[10, 5, 30, 25]]],
-            clear_old_inputs=False,
-        )
-
-
-@pytest.mark.parametrize(
-    "prompt",
-    [
-        {},
-        {"input_points": [[[[20, 15]]]]},
-        {"input_points": [[[20, 15]]], "input_labels": [[1]]},
-        {"input_points": [[[[20, 15]]]], "input_labels": [[[1, 1]]]},
-        {"input_points": [[[[20, 15]], [[20, 15]]]], "input_labels": [[[1], [1]]]},
-        {"input_boxes": [[[[10, 5, 30, 25]]]]},
-        {"input_masks": np.ones((4, 4), bool), "input_boxes": [[[10, 5, 30, 25]]]},
-        {"input_masks": [np.ones((4, 4), bool)] * 2},
-    ],
-    ids=[
-        "nothing",
-        "points without labels",
-        "points three levels deep",
-        "more labels than points",
-        "two objects' points for one id",
-        "a box four levels deep",
-        "a mask and a box",
-        "two masks for one id",
-    ],
-)
-def test_inputs_of_a_wrong_shape_are_refused_and_leave_the_session_as_it_was(
-    processor: Sam2VideoProcessor, video_frames: list[Image.Image], prompt: dict[str, Any]
-) -> None:
-    inference_session = processor.init_video_session(video=video_frames[:1])
-
-    with pytest.raises(ValueError):
-        processor.add_inputs_to_inference_session(
-            inference_session=inference_session, frame_idx=0, obj_ids=1, **prompt
-        )
-
-    assert inference_session.obj_ids == []
-
-
 def test_tracking_in_reverse_from_the_last_frame(
     model: Sam2VideoModel, processor: Sam2VideoProcessor, video_frames: list[Image.Image]
 ) -> None:
@@ -401,19 +310,6 @@ def test_tracking_in_reverse_from_the_last_frame(
     )
 
     assert [o.frame_idx for o in outputs] == [5, 4, 3, 2]
-
-
-@pytest.fixture
-def video_path(tmp_path: Path, video_frames: list[Image.Image]) -> Path:
-    """The frames as a file, without loss."""
-    path = tmp_path / "video.mkv"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("ffv1", rate=10, width=WIDTH, height=HEIGHT)
-        stream.pix_fmt = "bgr0"
-        for image in video_frames:
-            container.mux(stream.encode(av.VideoFrame.from_image(image)))
-        container.mux(stream.encode(None))
-    return path
 
 
 def test_images_arrays_and_a_file_of_the_same_frames_track_alike(

@@ -13,13 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from reference import (
-    ABSENT,
-    Add,
-    Emission,
-    Propagate,
-    Run,
     hf_side,
-    largest_error,
     pixel_values,
     random_hf_model,
     rebuilt_as,
@@ -37,6 +31,7 @@ from scenarios import (
     our_side,
     table,
 )
+from script import ABSENT, Add, Emission, Propagate, Run, largest_error
 from transformers.models.sam2_video.configuration_sam2_video import Sam2VideoConfig
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoModel
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference import Add, Propagate, Run, hf_side, largest_error, small_hf_model, synthetic_frames
+from reference import hf_side, small_hf_model, synthetic_frames
 from safetensors.torch import load_file, save_file
 from scenarios import TWO_CLICKED, our_model, our_side
+from script import Add, Propagate, Run, largest_error
 from torch import Tensor
 from transformers.models.sam2_video.configuration_sam2_video import Sam2VideoConfig
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoModel
