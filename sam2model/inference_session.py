@@ -142,6 +142,10 @@ class Sam2VideoInferenceSession:
     def reset_inference_session(self) -> None:
         """Forget all objects and cached features; keep the video."""
         self.reset_tracking_data()
+        self.forget_features()
+
+    def forget_features(self) -> None:
+        """Drop the cached features of frames."""
         self._features.clear()
 
     def add_new_frame(self, pixel_values: Tensor, frame_idx: int | None = None) -> int:

@@ -169,12 +169,20 @@ class Sam2VideoModel(Sam2Network):
 
     def _stepper(self, session: Sam2VideoInferenceSession) -> Stepper:
         """The session's stepper, opened on first use."""
-        if session.stepper is None or session.stepper.network is not self.for_compute():
+        mine = session.stepper is not None and session.stepper.network is self.for_compute()
+        if not mine and any(known.answers for _, known in session.objects()):
+            raise SessionError(
+                "this session was begun by another model, or before this one was moved or "
+                "loaded; reset it or make a new one"
+            )
+        if not mine:
+            session.forget_features()
             # A pass through a video may start anywhere again; a stream only goes on.
             keep_all = session.video is not None
             session.stepper = Stepper(self, self.semantics, keep_all=keep_all, slots=self.slots)
             for _, known in session.objects():
                 session.stepper.bank.add_object(known.key)
+        assert session.stepper is not None
         return session.stepper
 
     def _features(self, session: Sam2VideoInferenceSession, frame_idx: int) -> ImageFeatures:

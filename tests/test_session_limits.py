@@ -147,3 +147,23 @@ def test_inputs_of_a_wrong_shape_are_refused_and_leave_the_session_as_it_was(
         )
 
     assert inference_session.obj_ids == []
+
+
+def test_a_session_with_answers_refuses_another_model(
+    model: Sam2VideoModel, processor: Sam2VideoProcessor, video_frames: list[Image.Image]
+) -> None:
+    session = processor.init_video_session(video=video_frames)
+    add_click(processor, session, obj_id=1)
+    first = model(inference_session=session, frame_idx=0)
+    other = our_model(small_hf_model(flickers=True))
+
+    with pytest.raises(ValueError, match="begun by another model"):
+        other(inference_session=session, frame_idx=1)
+    assert model(inference_session=session, frame_idx=0).pred_masks.equal(first.pred_masks)
+
+    session.reset_inference_session()
+    add_click(processor, session, obj_id=1)
+    fresh = processor.init_video_session(video=video_frames)
+    add_click(processor, fresh, obj_id=1)
+    after_reset = other(inference_session=session, frame_idx=0).pred_masks
+    assert after_reset.equal(other(inference_session=fresh, frame_idx=0).pred_masks)
