@@ -236,7 +236,8 @@ class Engine:
     @torch.inference_mode()
     def _run(self) -> None:
         try:
-            self._go_on()
+            while self._take_turn():
+                pass
         except BaseException as error:  # a defect of the engine's own: nobody may wait for ever
             log.exception("the engine broke")
             self._fail(self._jobs, error)
@@ -244,26 +245,30 @@ class Engine:
                 self._stopped = True
                 self._changed.notify_all()
 
-    def _go_on(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopped or self._has_work())
-                if self._stopped:
-                    return
-                self._drop_finished()
-                frames = self._next_frames()
-            size = self.options.frame_batch
-            for batch in (frames[i : i + size] for i in range(0, len(frames), size)):
-                try:
-                    self._encode(batch)
-                except BaseException as error:  # every video of the batch failed, no other
-                    self._fail((f.job for f in batch), error)
-            with self._changed:
-                step = self._next_step()
+    def _take_turn(self) -> bool:
+        """Encode and step once, when there is work; False when closed. Between turns, hold nothing.
+
+        Whatever fails reaches every video of its batch or step, and no other.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._has_work())
+            if self._stopped:
+                return False
+            self._drop_finished()
+            frames = self._next_frames()
+        size = self.options.frame_batch
+        for batch in (frames[i : i + size] for i in range(0, len(frames), size)):
             try:
-                self._step(step)
+                self._encode(batch)
             except BaseException as error:
-                self._fail((e.job for e in step), error)
+                self._fail((f.job for f in batch), error)
+        with self._changed:
+            step = self._next_step()
+        try:
+            self._step(step)
+        except BaseException as error:
+            self._fail((e.job for e in step), error)
+        return True
 
     def _has_work(self) -> bool:
         return any(self._is_finished(job) or self._can_go_on(job) for job in self._jobs)
@@ -281,6 +286,8 @@ class Engine:
             job.all_tracked = not self._is_over(job)
             job.error = job.error or job.ended_by
             self._jobs.remove(job)
+            job.decoded.clear()  # a decoder that hangs holds the job, and need not hold these
+            job.encoded.clear()
             if job.in_bank:
                 for key in job.keys.values():
                     self.stepper.bank.remove_object(key)
