@@ -279,6 +279,6 @@ def test_the_message_names_the_last_frame_when_it_was_seen() -> None:
 def test_a_box_beyond_the_end_is_refused_before_any_frame_is_visited() -> None:
     seen = []
     with pytest.raises(PromptOutOfRange, match="object 1 on frame 5"):
-        for visit in plan(click(1, 0), box(1, 5)).visits(FakeVideo(5)):  # type: ignore[arg-type]
+        for visit in plan(click(1, 0), box(1, 5)).visits(FakeVideo(5)):
             seen.append(visit)
     assert seen == []

@@ -406,8 +406,9 @@ def test_masks_come_back_at_the_videos_size_above_the_threshold() -> None:
     assert above_0.shape == (2, 1, HEIGHT, WIDTH) and above_0.dtype == torch.bool
     assert above_0[0, 0, :15].all() and not above_0[0, 0, 17:].any() and not above_0[1].any()
     assert above_2.sum() < above_0.sum()
-    assert values.dtype == torch.float32
     assert float(values.max()) == 3.0 and float(values.min()) == -1.0
+    (from_half,) = PROCESSOR.post_process_masks([given.half()], [[9, 9]], binarize=False)
+    assert values.dtype == from_half.dtype == torch.float32
 
 
 def test_each_image_has_its_own_size() -> None:
@@ -455,8 +456,8 @@ def test_holes_and_sprinkles_are_measured_in_pixels_of_the_logits() -> None:
     given[..., 5:7, 5:7] = -4.0  # a hole of 4
     given[..., 14, 14] = 4.0  # a sprinkle of 1
 
-    def area(**clean_up: float) -> int:
-        return int(PROCESSOR.post_process_masks([given], [[16, 16]], **clean_up)[0].sum())  # type: ignore[arg-type]
+    def area(**clean_up: Any) -> int:
+        return int(PROCESSOR.post_process_masks([given], [[16, 16]], **clean_up)[0].sum())
 
     assert area() == 100 - 4 + 1
     assert area(max_hole_area=3) == 100 - 4 + 1
