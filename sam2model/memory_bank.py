@@ -246,14 +246,14 @@ class MemoryBank:
             offsets.append([d / max(span - 1, 1) for d in r.pointer_distances] + [0.0] * gap)
             valid.append([True] * len(r.pointer_pages) + [False] * gap)
         device = self._masks.pages.device
-        mask_index = _to_device([r.mask_pages for r in recalls], torch.int64, device)
-        pointer_index = _to_device(pointer_pages, torch.int64, device)
+        mask_index = to_device([r.mask_pages for r in recalls], torch.int64, device)
+        pointer_index = to_device(pointer_pages, torch.int64, device)
         return Readout(
             masks=self._masks.pages[mask_index],
-            time_rows=_to_device([r.time_rows for r in recalls], torch.int64, device),
+            time_rows=to_device([r.time_rows for r in recalls], torch.int64, device),
             pointers=self._pointers.pages[pointer_index],
-            pointer_offsets=_to_device(offsets, torch.float32, device),
-            pointer_valid=_to_device(valid, torch.bool, device),
+            pointer_offsets=to_device(offsets, torch.float32, device),
+            pointer_valid=to_device(valid, torch.bool, device),
         )
 
     def write(
@@ -273,8 +273,8 @@ class MemoryBank:
         mask_pages = self._masks.take(len(keys))
         pointer_pages = self._pointers.take(len(keys))
         device = self._masks.pages.device
-        self._masks.pages[_to_device(mask_pages, torch.int64, device)] = masks.to(torch.bfloat16)
-        self._pointers.pages[_to_device(pointer_pages, torch.int64, device)] = pointers.to(
+        self._masks.pages[to_device(mask_pages, torch.int64, device)] = masks.to(torch.bfloat16)
+        self._pointers.pages[to_device(pointer_pages, torch.int64, device)] = pointers.to(
             self._pointers.pages.dtype
         )
         pages = zip(keys, frame_indices, directions, mask_pages, pointer_pages, strict=True)
@@ -319,7 +319,7 @@ class MemoryBank:
             pool.give_back([table.pop(f) for f in stale])
 
 
-def _to_device(values: object, dtype: torch.dtype, device: torch.device) -> Tensor:
+def to_device(values: object, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A small tensor on the device without waiting for it."""
     tensor = torch.tensor(values, dtype=dtype)
     if device.type == "cuda":

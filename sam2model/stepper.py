@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from sam2model.mask_ops import fill_holes, remove_sprinkles
-from sam2model.memory_bank import BankLimits, Direction, MemoryBank, Readout, Recall
+from sam2model.memory_bank import (
+    BankLimits,
+    Direction,
+    MemoryBank,
+    Readout,
+    Recall,
+    to_device,
+)
 from sam2model.semantics import Semantics
 from sam2model.track_step import ImageFeatures, PromptBatch, Sam2Network, StepOutput, concatenate
 
@@ -168,7 +175,7 @@ class Stepper:
                 order += part
         if len(outputs) == 1:
             return outputs[0]
-        back = torch.tensor(order, device=outputs[0].logits.device).argsort()
+        back = to_device(order, torch.int64, outputs[0].logits.device).argsort()
         return concatenate(outputs).rows(back)
 
     def _rows(self, image: ImageFeatures, group: Sequence[Ask]) -> ImageFeatures:
@@ -176,7 +183,7 @@ class Stepper:
         rows = [a.row for a in group]
         if len(set(rows)) == 1:
             return image.rows(slice(rows[0], rows[0] + 1))
-        return image.rows(torch.tensor(rows, device=image.coarse.device))
+        return image.rows(to_device(rows, torch.int64, image.coarse.device))
 
     def _recall(self, ask: Ask) -> Recall:
         return self.bank.recall(ask.key, ask.frame_index, ask.direction, ask.num_frames)

@@ -20,11 +20,14 @@ from small_network import (
     small_network,
 )
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sam2model.attention import KERNELS, force_kernel
 from sam2model.memory_bank import Readout
 from sam2model.position_encoding import sine_encoding
+from sam2model.semantics import LABELLING
+from sam2model.stepper import Ask, ModelPrompt, Stepper
 from sam2model.track_step import (
     ABSENT_LOGIT,
     ImageFeatures,
@@ -402,6 +405,38 @@ def test_a_step_needs_no_values_to_know_its_shapes(kernel: str) -> None:
     assert outputs[1].logits.shape == (3, 4 * GRID, 4 * GRID)
     assert outputs[1].pointer.shape == (3, WIDTH)
     assert isinstance(outputs[5], Tensor) and outputs[5].shape == (3, PLACES, MEMORY)
+
+
+class BlockingCopies(TorchFunctionMode):
+    """Notes tensors that are made on a device from values on the host, which waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.tensor and torch.device(kwargs.get("device") or "cpu").type != "cpu":
+            self.made.append(str(args[0]))
+        return func(*args, **kwargs)
+
+
+def test_objects_of_several_frames_are_stepped_and_remembered_without_waiting() -> None:
+    # As in the test before: whatever reads a value on this device raises.
+    network: Sam2Network = small_network().to("meta")
+    stepper = Stepper(network, LABELLING, keep_all=False, slots=2)
+    image = network.encode_images(random_pixels(2).to("meta"))
+    click = ModelPrompt(torch.zeros(1, 2), torch.ones(1, dtype=torch.int64))
+    for key in range(3):
+        stepper.bank.add_object(key)
+    with BlockingCopies() as copies:
+        asks = [Ask(key, key % 2, 0, prompt=click.to(network.device)) for key in range(3)]
+        stepper.prompt(image, asks)
+        for frame in (1, 2):
+            output = stepper.track(image, [Ask(key, key % 2, frame) for key in range(3)])
+
+    assert output.logits.shape == (3, 4 * GRID, 4 * GRID)
+    assert copies.made == []
 
 
 def test_a_step_does_not_change_what_it_is_given(network: Sam2Network) -> None:
