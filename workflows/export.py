@@ -8,6 +8,7 @@ the export to ids of the dataset, and `export.json`, the summary: where that is,
 """
 
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ from workflows.labelled_videos import (
     LabelsError,
     Selection,
     VideoObjects,
-    read_video,
+    VideoReader,
     select_categories,
     select_videos,
 )
@@ -45,6 +46,8 @@ log = logging.getLogger(__name__)
 DIARY = ".maskmill"
 # what may be wrong with one video and says nothing about the next
 VIDEO_FAULTS = (ExportError, LabelsError, RleError, VideoError, StorageError)
+
+VIDEOS_READ_AT_ONCE = 64  # rows about so many videos are read together
 
 FrameMode = Literal["references", "jpeg"]
 
@@ -159,14 +162,25 @@ def export_videos(
 ) -> Iterator[VideoResult]:
     """Export videos one after the other. Faults of a video become its result."""
     storage = storage or Storage(plan.storage)
-    dataset = Dataset(plan.dataset, storage)
-    for wanted in videos:
-        try:
-            yield _export_video(plan, wanted, dataset, storage)
-        except VIDEO_FAULTS as error:
-            log.warning("%s: not exported: %s", wanted.video_id, error)
-            reason = f"{type(error).__name__}: {error}"
-            yield VideoResult(wanted.video_id, Outcome.FAILED, reason=reason)
+    reader, waiting = VideoReader(Dataset(plan.dataset, storage), plan.at), iter(videos)
+    while batch := list(itertools.islice(waiting, VIDEOS_READ_AT_ONCE)):
+        output = Output(storage, plan.output)
+        before = {wanted.video_id: _read_marker(output, wanted.video_id) for wanted in batch}
+        changed = [w for w in batch if before[w.video_id].get("state") != plan.state(w)]
+        reader.prepare([wanted.video_id for wanted in changed])
+        for wanted in batch:
+            marker = before[wanted.video_id]
+            if marker.get("state") == plan.state(wanted):
+                account = Account.from_json(marker["account"])
+                yield VideoResult(wanted.video_id, Outcome.SKIPPED, account)
+                continue
+            try:
+                account = _export_video(plan, wanted, reader, storage, marker)
+                yield VideoResult(wanted.video_id, Outcome.EXPORTED, account)
+            except VIDEO_FAULTS as error:
+                log.warning("%s: not exported: %s", wanted.video_id, error)
+                reason = f"{type(error).__name__}: {error}"
+                yield VideoResult(wanted.video_id, Outcome.FAILED, reason=reason)
 
 
 def finish_export(
@@ -201,14 +215,15 @@ def finish_export(
 
 
 def _export_video(
-    plan: ExportPlan, wanted: VideoObjects, dataset: Dataset, storage: Storage
-) -> VideoResult:
-    output, state = Output(storage, plan.output), plan.state(wanted)
-    before = _read_marker(output, wanted.video_id)
-    if before.get("state") == state:
-        account = Account.from_json(before["account"])
-        return VideoResult(wanted.video_id, Outcome.SKIPPED, account)
-    video, folder = read_video(dataset, wanted, plan.at), folder_name(wanted.video_id)
+    plan: ExportPlan,
+    wanted: VideoObjects,
+    reader: VideoReader,
+    storage: Storage,
+    before: Mapping[str, Any],
+) -> Account:
+    """before: the marker of an earlier export, which may have left other files."""
+    output, folder = Output(storage, plan.output), folder_name(wanted.video_id)
+    video = reader.read(wanted)
     export = plan.export_format.write_video(video, folder, plan.common, output)
     if plan.frames == "jpeg":
         write_frames(
@@ -230,13 +245,13 @@ def _export_video(
         "labels": [[label, object_id] for object_id, label in export.labels.items()],
     }
     marker = {
-        "state": state,
+        "state": plan.state(wanted),
         "about": about,
         "account": export.account.as_json(),
         "files": written,
     }
     output.put_json(_marker(video.video_id), marker)
-    return VideoResult(video.video_id, Outcome.EXPORTED, export.account)
+    return export.account
 
 
 def _newest(dataset: Dataset) -> datetime | None:

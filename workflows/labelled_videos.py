@@ -117,16 +117,34 @@ def select_categories(dataset: Dataset, selection: Selection) -> list[str | None
     return categories
 
 
-def read_video(dataset: Dataset, wanted: VideoObjects, at: At | None = None) -> LabelledVideo:
-    """The masks of one video's selected objects. Raises LabelsError where sizes do not agree."""
-    video_id, object_ids = wanted.video_id, [object_id for object_id, *_ in wanted.objects]
-    tracks = [
-        track
-        for track in tracks_from_table(dataset.tracks([video_id], at))
-        if track.object_id in object_ids
-    ]
-    masks = dataset.masks(video_id, object_ids, at=at)
-    return make_video(video_id, tracks, masks, about_video(dataset, video_id))
+class VideoReader:
+    """Reads videos one after the other; what is small is read for many of them at once."""
+
+    def __init__(self, dataset: Dataset, at: At | None = None) -> None:
+        self._dataset = dataset
+        self._at = at
+        self._tracks: dict[str, list[Track]] = {}
+        self._attempts: dict[str, dict[str, Any]] = {}
+
+    def prepare(self, video_ids: Sequence[str]) -> None:
+        """Read the rows of tracks and videos about these; forget the others."""
+        self._tracks = {video_id: [] for video_id in video_ids}
+        if video_ids:
+            for track in tracks_from_table(self._dataset.tracks(video_ids, self._at)):
+                self._tracks[track.video_id].append(track)
+        rows = self._dataset.videos(video_ids).to_pylist() if video_ids else []
+        self._attempts = {row["video_id"]: row for row in rows}
+
+    def read(self, wanted: VideoObjects) -> LabelledVideo:
+        """The masks of a video's selected objects. Raises LabelsError where sizes disagree."""
+        video_id = wanted.video_id
+        if video_id not in self._tracks:
+            self.prepare([video_id])
+        object_ids = {object_id for object_id, *_ in wanted.objects}
+        tracks = [track for track in self._tracks[video_id] if track.object_id in object_ids]
+        masks = self._dataset.masks(video_id, object_ids, at=self._at)
+        about = _succeeded(self._dataset, self._attempts.get(video_id, {}))
+        return make_video(video_id, tracks, masks, about)
 
 
 def make_video(
@@ -162,17 +180,21 @@ def make_video(
 
 
 def about_video(dataset: Dataset, video_id: str) -> dict[str, Any]:
+    """The row of videos that tells its size and length; empty if there is none."""
+    rows = dataset.videos([video_id]).to_pylist()
+    return _succeeded(dataset, rows[-1] if rows else {})
+
+
+def _succeeded(dataset: Dataset, attempt: dict[str, Any]) -> dict[str, Any]:
     """The last attempt that succeeded: a later failure says nothing about size and length."""
-    for attempt in dataset.videos([video_id]).to_pylist():
-        if attempt["status"] == Status.OK:
-            return dict(attempt)
-        succeeded = dataset.sql(
-            "SELECT * FROM videos WHERE video_id = ? AND status = 'ok' "
-            "ORDER BY finished_at DESC LIMIT 1",
-            [video_id],
-        ).to_pylist()
-        return dict(succeeded[0] if succeeded else attempt)
-    return {}
+    if not attempt or attempt["status"] == Status.OK:
+        return attempt
+    succeeded = dataset.sql(
+        "SELECT * FROM videos WHERE video_id = ? AND status = 'ok' "
+        "ORDER BY finished_at DESC LIMIT 1",
+        [attempt["video_id"]],
+    ).to_pylist()
+    return dict(succeeded[0] if succeeded else attempt)
 
 
 def _conditions(selection: Selection) -> Iterator[str]:
