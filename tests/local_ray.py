@@ -22,6 +22,7 @@ def local_ray() -> Iterator[None]:
         for name, value in QUIET.items():
             patch.setenv(name, value)
         ray.init(
+            address="local",  # never a cluster that happens to run on this machine
             num_cpus=4,
             include_dashboard=False,
             object_store_memory=200_000_000,
