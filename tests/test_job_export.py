@@ -79,7 +79,7 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.mark.cluster
+@pytest.mark.slow  # a second Ray in one process, after which pools of the first kind lost actors
 def test_an_export_on_ray_is_the_same_as_one_made_here(
     root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], cluster: None
 ) -> None:
