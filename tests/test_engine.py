@@ -83,7 +83,7 @@ def running(network: Sam2Network, **options: int) -> Iterator[WatchedEngine]:
     engine = WatchedEngine(network, PROCESSOR, LABELLING, EngineOptions(**options))
     try:
         yield engine
-        wait_until(lambda: not engine._jobs)
+        wait_until(lambda: is_at_rest(engine))
         assert engine.stepper.bank.mask_pages_in_use == 0
         assert engine.stepper.bank._pointers.in_use == 0
     finally:
@@ -93,6 +93,12 @@ def running(network: Sam2Network, **options: int) -> Iterator[WatchedEngine]:
 
 def engine_threads() -> set[str]:
     return {t.name for t in threading.enumerate()} & {"engine", "decode", "prefetch"}
+
+
+def is_at_rest(engine: Engine) -> bool:
+    """Whether every video has left; asked between two turns of the engine, not within one."""
+    with engine._changed:
+        return not engine._jobs
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:
@@ -595,7 +601,7 @@ def test_closing_an_iterator_early_ends_its_thread_and_frees_its_pages(
         frames.close()
 
         assert engine_threads() == {"engine"}  # its decoder has ended before `close` returns
-        wait_until(lambda: not engine._jobs)
+        wait_until(lambda: is_at_rest(engine))
         assert engine.stepper.bank.mask_pages_in_use == 0
         assert video.given < 100
         wait_until(lambda: video.alive == 0)  # an engine at rest holds nothing
@@ -609,7 +615,7 @@ def test_an_iterator_that_nobody_holds_any_more_is_closed(network: Sam2Network) 
 
         del frames
 
-        wait_until(lambda: not engine._jobs)
+        wait_until(lambda: is_at_rest(engine))
         assert engine_threads() == {"engine"}
 
 
