@@ -98,12 +98,13 @@ def _results(
     from workflows.export import export_videos
 
     if not workers:
-        return export_videos(plan, videos)
+        yield from export_videos(plan, videos)
+        return
     from workflows.export_on_ray import export_on_ray
-    from workflows.ray_session import connect
+    from workflows.ray_session import connected
 
-    connect()
-    return export_on_ray(plan, videos, workers)
+    with connected():
+        yield from export_on_ray(plan, videos, workers)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Fixtures that more than one test file needs."""
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,3 +21,12 @@ def real_data() -> Callable[[str], Path]:
         return path
 
     return path_of
+
+
+@pytest.fixture(autouse=True)
+def no_log_handler_outlives_its_test() -> Iterator[None]:
+    """A job run within a test logs to that test's captured stderr, which is closed after it."""
+    yield
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if type(h) is logging.StreamHandler]:
+        root.removeHandler(handler)

@@ -32,7 +32,7 @@ from workflows.manifest import manifest_files
 from workflows.mask_objects import find_mask_object
 from workflows.next_revisions import next_revisions
 from workflows.progress import OnProgress, Progress, Rate
-from workflows.ray_session import Stopped, check_resources, connect, stops_on_sigterm
+from workflows.ray_session import Stopped, check_resources, connected, stops_on_sigterm
 from workflows.results import DatasetWriter
 from workflows.rows import FailureReason, Status, VideoOutcome
 from workflows.run_board import Report, RunBoard
@@ -118,14 +118,14 @@ class LabelRun:
                 for row in piece.to_pylist():
                     self._commit(self._failure(row, FailureReason(row["reason"]), row["detail"]))
             if len(self._plan.order):
-                connect()
-                check_resources(self._job.config.compute)
-                try:
-                    with stops_on_sigterm():
-                        self._label()
-                except Stopped:
-                    log.warning("stopped; what is finished is kept")
-                    self._summary.stopped = True
+                with connected():
+                    check_resources(self._job.config.compute)
+                    try:
+                        with stops_on_sigterm():
+                            self._label()
+                    except Stopped:
+                        log.warning("stopped; what is finished is kept")
+                        self._summary.stopped = True
 
     def _label(self) -> None:
         self._board = ray.remote(RunBoard).options(num_cpus=0, max_restarts=-1).remote()

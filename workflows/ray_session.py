@@ -20,12 +20,22 @@ class Stopped(SystemExit):
     """Somebody wants the run to end now; what is finished is to be kept."""
 
 
-def connect() -> None:
-    """Use the Ray of this process, else the cluster at RAY_ADDRESS, else one on this machine."""
+@contextmanager
+def connected() -> Iterator[None]:
+    """Use the Ray of this process, else the cluster at RAY_ADDRESS, else one on this machine.
+
+    Whoever connects disconnects: Ray tells this process of the cluster's troubles on standard
+    output as long as they are connected, and there a job's last line is its result.
+    """
     if ray.is_initialized():
+        yield
         return
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # ours are shown
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def check_resources(compute: ComputeConfig) -> None:
