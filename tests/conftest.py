@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 
+# The first Ray of a process decides for all of them whether calls carry a token; a later one that
+# is told otherwise starts, and then loses every actor. Without this, Ray also writes a token to the
+# home folder.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+
 REAL_DATA = Path(os.environ.get("MASKMILL_TEST_DATA", Path(__file__).parents[2] / "shared/data"))
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 QUIET = {
-    "RAY_AUTH_MODE": "disabled",  # else Ray writes a token to the home folder
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "PYTHONPATH": str(Path(__file__).parent),  # workers make what the tests define

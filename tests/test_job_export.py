@@ -1,7 +1,6 @@
 """`maskmill export`: options to files, exit codes, the last line; alone and on Ray."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,8 @@ import pytest
 from labelled import label, scene
 
 from jobs.export import main
+
+pytest_plugins = ["local_ray"]
 
 
 @pytest.fixture
@@ -70,18 +71,9 @@ def test_mistakes_are_named_and_nothing_is_written(
     assert not out.exists()
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    import ray
-
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.mark.slow  # a second Ray in one process, after which pools of the first kind lost actors
+@pytest.mark.cluster
 def test_an_export_on_ray_is_the_same_as_one_made_here(
-    root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], cluster: None
+    root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], local_ray: None
 ) -> None:
     from test_export import content
 
