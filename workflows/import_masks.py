@@ -69,6 +69,7 @@ class _Known:
     width: int
     num_frames: int
     fps: float
+    revision: int  # the video's newest; 0 while nothing is labelled
     tracks: Mapping[int, Track]
     rows: Mapping[int, Mapping[int, Row]]
     times: Mapping[int, float] = field(default_factory=dict)
@@ -111,9 +112,8 @@ def import_video(
             rows += of_object
     if not tracks:
         return ImportResult(video_id, ImportOutcome.UNCHANGED, objects_unchanged=unchanged)
-    base = max((track.revision or 0 for track in known.tracks.values()), default=0)
     table = pa.Table.from_pylist(rows, schema=MASKS_SCHEMA)
-    revision = writer.commit_revision(video_id, base, tracks, table, attempt)
+    revision = writer.commit_revision(video_id, known.revision, tracks, table, attempt)
     return ImportResult(
         video_id,
         ImportOutcome.IMPORTED,
@@ -125,7 +125,8 @@ def import_video(
 
 
 def _read(dataset: Dataset, video_id: str, attempt: VideoOutcome | None) -> _Known:
-    tracks = {t.object_id: t for t in tracks_from_table(dataset.tracks([video_id]))}
+    committed = tracks_from_table(dataset.tracks([video_id], with_removed=True))
+    tracks = {track.object_id: track for track in committed if not track.removed}
     rows: dict[int, dict[int, Row]] = {}
     for row in dataset.masks(video_id).to_pylist():
         rows.setdefault(row["object_id"], {})[row["frame_index"]] = row
@@ -140,6 +141,7 @@ def _read(dataset: Dataset, video_id: str, attempt: VideoOutcome | None) -> _Kno
         width=some["width"],
         num_frames=about.get("num_frames_decoded") or 2**31,
         fps=about.get("fps") or ASSUMED_FPS,
+        revision=max((track.revision or 0 for track in committed), default=0),
         tracks=tracks,
         rows=rows,
         times={row["frame_index"]: row["pts_s"] for f in rows.values() for row in f.values()},

@@ -8,7 +8,7 @@ wins: what lies there never changes.
 import base64
 import hashlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +27,7 @@ from workflows.rows import (
     MASKS_SCHEMA,
     DataFile,
     MaskObject,
+    Track,
     VideoOutcome,
     outcomes_from_table,
     outcomes_to_table,
@@ -54,13 +55,13 @@ def write_mask_object(
 ) -> VideoOutcome:
     """Put the masks of one finished video; the outcome to commit, with its mask_object.
 
-    masks: rows of this video in MASKS_SCHEMA (their revision is set here), with a track in outcome
-    for each of their objects. revision: the one expected, 1 for a video labelled for the first
-    time; the commit corrects it if somebody else's labels came between.
+    masks: rows of this video in MASKS_SCHEMA (their revision is set here), of the very objects
+    whose tracks in outcome bring masks. revision: the one expected, 1 for a video labelled for the
+    first time; the commit corrects it if somebody else's labels came between.
     If another attempt at the same labelling put its masks first, the outcome is that one's.
     """
     masks = sorted_rows(with_revision(masks, revision))
-    check_rows(outcome.video_id, {track.object_id for track in outcome.tracks}, masks)
+    check_rows(outcome.video_id, outcome.tracks, masks)
     path = mask_object_path(outcome.video_id, outcome.fingerprint)
     written = MaskObject(path=path, size_bytes=0, num_rows=masks.num_rows, stats=statistics(masks))
     tracks = tuple(replace(track, revision=revision) for track in outcome.tracks)
@@ -111,8 +112,9 @@ def with_revision(masks: pa.Table, revision: int) -> pa.Table:
     return pa.table({name: columns[name] for name in MASKS_SCHEMA.names}).cast(MASKS_SCHEMA)
 
 
-def check_rows(video_id: str, tracked: Collection[int], masks: pa.Table) -> None:
+def check_rows(video_id: str, tracks: Sequence[Track], masks: pa.Table) -> None:
     """Raise ValueError for mistakes of the program that would lose or misplace masks."""
+    tracked = {track.object_id for track in tracks if track.brings_masks}
     videos = pc.unique(masks["video_id"]).to_pylist()
     if videos not in ([], [video_id]):
         raise ValueError(f"{video_id}: masks of {videos}")

@@ -44,7 +44,7 @@ VIEWS = """
     CREATE VIEW current_tracks AS
         SELECT tracks.* FROM tracks JOIN (
             SELECT video_id, object_id, max(revision) AS revision FROM tracks GROUP BY ALL
-        ) USING (video_id, object_id, revision);
+        ) USING (video_id, object_id, revision) WHERE NOT coalesce(tracks.removed, false);
     CREATE VIEW current_masks AS
         SELECT _masks.* FROM _masks JOIN (
             SELECT video_id, object_id, arg_max(masks_revision, revision) AS revision
@@ -139,13 +139,24 @@ class Dataset:
             where &= (pc.field("frame_index") >= first) & (pc.field("frame_index") <= last)
         return sorted_rows(self._rows(self._log.masks, [video_id], where))
 
-    def tracks(self, video_ids: Sequence[str] | None = None, at: At | None = None) -> pa.Table:
-        """The current row of each object, or the one it had; TRACKS_SCHEMA, by video and object."""
+    def tracks(
+        self,
+        video_ids: Sequence[str] | None = None,
+        at: At | None = None,
+        with_removed: bool = False,
+    ) -> pa.Table:
+        """The current row of each object, or the one it had; TRACKS_SCHEMA, by video and object.
+
+        with_removed: also of objects that were taken out of the labels.
+        """
         where = _tracks_until(at)
         if video_ids is not None:
             where &= pc.field("video_id").isin(list(video_ids))
         rows = sorted_rows(self._rows(self._log.tracks, video_ids, where))
-        return rows.filter(_is_last_of(rows, ["video_id", "object_id"]))
+        rows = rows.filter(_is_last_of(rows, ["video_id", "object_id"]))
+        return (
+            rows if with_removed else rows.filter(pc.invert(pc.fill_null(rows["removed"], False)))
+        )
 
     def videos(self, video_ids: Sequence[str] | None = None) -> pa.Table:
         """The last attempt at each video, by video; VIDEOS_SCHEMA."""

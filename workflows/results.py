@@ -134,12 +134,13 @@ class DatasetWriter:
 
         base_revision: the video's newest when the work began, 0 where nothing is labelled; raises
         StaleRevision if one of these objects has a newer one by now.
-        masks: every frame of each object's span, also those that did not change (`merge_masks`).
+        masks: every frame of each object's span, also those that did not change (`merge_masks`); of
+        objects that are removed or show masks of an earlier revision, none.
         attempt: a row for videos, needed where a video has none.
         """
         if not tracks:
             raise ValueError(f"{video_id}: a revision without tracks")
-        check_rows(video_id, {track.object_id for track in tracks}, masks)
+        check_rows(video_id, tracks, masks)
         name = f"revision-{uuid.uuid4().hex}"
 
         def decide(number: int) -> Change:

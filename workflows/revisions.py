@@ -41,7 +41,7 @@ class CurrentTracks:
 
     @property
     def protected(self) -> set[int]:
-        """The objects that a person prompted or accepted."""
+        """The objects that a person prompted, removed or accepted."""
         return {
             object_id
             for object_id, track in self.by_object.items()
@@ -68,7 +68,7 @@ class CurrentTracks:
                 track,
                 revision=revision,
                 parent_revision=self._parent(track.object_id),
-                masks_revision=revision,
+                masks_revision=track.masks_revision or revision,
                 created_at=committed_at,
             )
             for track in tracks
@@ -82,11 +82,12 @@ class CurrentTracks:
         committed_at: datetime,
     ) -> list[Track]:
         """The tracks of a new revision that shows the same masks, judged by a person."""
-        wanted = set(self.by_object if object_ids is None else object_ids)
-        if not wanted or not wanted <= self.by_object.keys():
+        shown = {o for o, track in self.by_object.items() if not track.removed}
+        wanted = shown if object_ids is None else set(object_ids)
+        if not wanted or not wanted <= shown:
             raise ValueError(
-                f"{self.video_id}: objects {sorted(wanted)} to review; "
-                f"wanted some of {sorted(self.by_object)}"
+                f"{self.video_id}: objects {sorted(wanted)} to review; wanted some of "
+                f"{sorted(shown)}"
             )
         return [
             replace(

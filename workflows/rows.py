@@ -70,6 +70,16 @@ class FlagRow(TypedDict):
     doubt: float
 
 
+class RefinementRow(TypedDict):
+    """How a refinement came to a track's masks; frames are null for an object that was removed."""
+
+    request_id: str | None
+    base_revision: int
+    first_frame: int | None
+    last_frame: int | None
+    converged_frames: list[int]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoRequest:
     """One manifest row: a video and what to label in it; prompts not yet checked."""
@@ -113,7 +123,8 @@ MaskObject = DataFile  # the masks of one video
 class Track:
     """One object of one video at one revision; the columns of TRACKS_SCHEMA.
 
-    The writer sets revision, parent_revision, masks_revision and created_at at commit.
+    The writer sets revision, parent_revision and created_at at commit, and masks_revision unless
+    the track shows masks of an earlier one.
     """
 
     video_id: str
@@ -137,12 +148,19 @@ class Track:
     doubt: float | None = None
     flags: tuple[FlagRow, ...] = ()
     review: Review = Review.OPEN
+    removed: bool = False
+    refinement: RefinementRow | None = None
     model_id: str | None = None
     model_sha256: str | None = None
     config_hash: str | None = None
     fingerprint: str | None = None
     run_id: str | None = None
     created_at: datetime | None = None
+
+    @property
+    def brings_masks(self) -> bool:
+        """Whether mask rows are committed with it: it shows no earlier ones, and some at all."""
+        return self.masks_revision is None and not self.removed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,7 +237,7 @@ def _row(record: Any) -> dict[str, Any]:
 def _track(row: Mapping[str, Any]) -> Track:
     lists = {name: tuple(row[name] or ()) for name in ("prompts", "flags")}
     enums = {"source": Source(row["source"]), "review": Review(row["review"])}
-    return Track(**{**row, **lists, **enums})
+    return Track(**{**row, **lists, **enums, "removed": bool(row["removed"])})
 
 
 def _outcome(row: Mapping[str, Any]) -> VideoOutcome:

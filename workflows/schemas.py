@@ -41,6 +41,17 @@ MASKS_SCHEMA = pa.schema(
         ("is_prompt", pa.bool_()),
     ]
 )
+# how a refinement came to its masks; null elsewhere
+REFINEMENT = pa.struct(
+    [
+        ("request_id", pa.string()),  # the same one is committed once
+        ("base_revision", pa.int32()),  # the video's newest when the person looked
+        ("first_frame", pa.int32()),  # computed again from here …
+        ("last_frame", pa.int32()),  # … to here, both included; the others are the parent's
+        # where the masks agreed with the base's and computing stopped: at most one on either side
+        ("converged_frames", pa.list_(pa.int32())),
+    ]
+)
 # a row per (video, object, revision)
 TRACKS_SCHEMA = pa.schema(
     [
@@ -65,6 +76,8 @@ TRACKS_SCHEMA = pa.schema(
         ("doubt", pa.float32()),
         ("flags", pa.list_(FLAG)),
         ("review", pa.string()),  # a Review
+        ("removed", pa.bool_()),  # taken out of the labels: no view shows it, and it has no masks
+        ("refinement", REFINEMENT),
         ("model_id", pa.string()),
         ("model_sha256", pa.string()),
         ("config_hash", pa.string()),
