@@ -47,6 +47,26 @@ def config_of(options: argparse.Namespace) -> "LabelConfig":
     return load_config(LabelConfig, options.config, overrides)
 
 
+def anchored(config: "LabelConfig") -> "LabelConfig":
+    """The same for a process that runs in another folder: paths are absolute."""
+    from dataclasses import replace
+
+    from workflows.uris import is_local, local_path
+
+    def absolute(uri: str) -> str:
+        return str(local_path(uri)) if is_local(uri) else uri
+
+    checkpoint = config.model.checkpoint
+    if is_local(checkpoint) and local_path(checkpoint).exists():  # else a name at the hub
+        checkpoint = absolute(checkpoint)
+    return replace(
+        config,
+        manifest=absolute(config.manifest),
+        output=absolute(config.output),
+        model=replace(config.model, checkpoint=checkpoint),
+    )
+
+
 def label(options: argparse.Namespace) -> Result:
     """Label what is left of the manifest."""
     from workflows.label_run import label as label_manifest

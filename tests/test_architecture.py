@@ -24,6 +24,7 @@ UNKNOWN_TO_THE_MODEL = {
 ONLY = {
     "fsspec": {"workflows/storage.py"},
     "ray.data": {"workflows/label.py", "workflows/refine.py"},
+    "ray.job_submission": {"workflows/submission.py"},
     "ray.serve": {"workflows/refine_app.py"},
     "fastapi": {"workflows/refine_app.py"},
 }

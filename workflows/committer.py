@@ -46,7 +46,7 @@ class Committer:
         self._changed = threading.Condition()
         self._waiting: list[VideoOutcome] = []
         self._oldest: float | None = None  # when the first of those waiting came
-        self._closing = False
+        self._closing = self._is_committing = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
         self._thread.start()
@@ -76,20 +76,29 @@ class Committer:
             self._oldest = self._clock() if self._oldest is None else self._oldest
             self._changed.notify_all()
 
-    def hurry(self) -> None:
-        """Commit what waits now, without waiting for it."""
+    def flush(self) -> None:
+        """Commit what waits now, and wait for that. Raises what a commit ended with."""
         with self._changed:
             self._oldest = -math.inf if self._waiting else None
             self._changed.notify_all()
+            self._changed.wait_for(
+                lambda: self._error or not (self._waiting or self._is_committing)
+            )
+            if self._error is not None:
+                raise self._error
 
     def _run(self) -> None:
         try:
             while batch := self._next_batch():
                 self._writer.commit(batch, supersede_reviewed=self._supersede_reviewed)
+                with self._changed:
+                    self._is_committing = False
+                    self._changed.notify_all()
         except BaseException as error:  # crosses to the thread that adds
             log.error("committing failed: %s", error)
             with self._changed:
                 self._error = error
+                self._changed.notify_all()
 
     def _next_batch(self) -> list[VideoOutcome]:
         """Wait for one; empty when all is done."""
@@ -101,6 +110,7 @@ class Committer:
                 self._changed.wait(wait_s)
             batch, self._waiting = self._waiting[:LARGEST_BATCH], self._waiting[LARGEST_BATCH:]
             self._oldest = self._clock() if self._waiting else None
+            self._is_committing = bool(batch)
             return batch
 
     def _is_due(self) -> bool:

@@ -32,7 +32,7 @@ from workflows.manifest import manifest_files
 from workflows.mask_objects import find_mask_object
 from workflows.next_revisions import next_revisions
 from workflows.progress import OnProgress, Progress, Rate
-from workflows.ray_session import Stopped, check_resources, connected, stops_on_sigterm
+from workflows.ray_session import Stopped, check_resources, connected, stops_on_signal
 from workflows.results import DatasetWriter
 from workflows.rows import FailureReason, Status, VideoOutcome
 from workflows.run_board import Report, RunBoard
@@ -54,9 +54,9 @@ def label(
 ) -> Summary:
     """Label what a manifest asks for and the dataset does not have.
 
-    on_progress is called now and then from a thread of its own. SIGTERM ends the run early with
-    all that is finished committed, `stopped` in the summary. Raises LostVideos if in the end the
-    dataset does not say of every row how it went.
+    on_progress is called now and then from a thread of its own. SIGTERM or SIGINT ends the run
+    early with all that is finished committed, `stopped` in the summary. Raises LostVideos if in
+    the end the dataset does not say of every row how it went.
     """
     began, started_at = time.monotonic(), datetime.now(UTC)
     storage = Storage(config.storage)
@@ -72,22 +72,27 @@ def label(
     finished = writer.finished(config.retry_reasons)
     with LabelPlan(config.manifest, storage, labelling, finished) as plan:
         summary = Summary(job.run_id, videos=plan.videos, skipped=plan.skipped)
+
+        def record() -> None:
+            summary.wall_s = time.monotonic() - began
+            ended_at = datetime.now(UTC)
+            writer.record_run(summary.to_row(config, job.code_version, started_at, ended_at))
+
         if plan.num_tasks:
             storage.put(
                 join_uri(config.output, "_runs", f"{job.run_id}.yaml"), dump_config(config).encode()
             )
-            LabelRun(job, plan, writer, summary, engine_factory, on_progress).run()
+            LabelRun(job, plan, writer, summary, engine_factory, on_progress, record).run()
         if not summary.stopped:
             summary.ok, summary.failed = _count(writer, plan)
-    summary.wall_s = time.monotonic() - began
-    writer.record_run(summary.to_row(config, job.code_version, started_at, datetime.now(UTC)))
+            record()
     if not summary.stopped:
         summary.check()
     return summary
 
 
 class LabelRun:
-    """One run of a plan; counts go to the summary."""
+    """One run of a plan; counts go to the summary. record: commits the run's own row."""
 
     def __init__(
         self,
@@ -97,10 +102,12 @@ class LabelRun:
         summary: Summary,
         engine_factory: EngineFactory,
         on_progress: OnProgress,
+        record: Callable[[], None],
     ) -> None:
         config = job.config
         self._job, self._plan, self._summary = job, plan, summary
         self._engine_factory, self._on_progress = engine_factory, on_progress
+        self._record = record
         self._committer = Committer(
             writer, config.commit.videos, config.commit.seconds, config.supersede_reviewed
         )
@@ -121,11 +128,10 @@ class LabelRun:
                 with connected():
                     check_resources(self._job.config.compute)
                     try:
-                        with stops_on_sigterm():
+                        with stops_on_signal(self._keep):
                             self._label()
                     except Stopped:
                         log.warning("stopped; what is finished is kept")
-                        self._summary.stopped = True
 
     def _label(self) -> None:
         self._board = ray.remote(RunBoard).options(num_cpus=0, max_restarts=-1).remote()
@@ -142,7 +148,18 @@ class LabelRun:
                 if not len(left):
                     break
             self._give_up(left)
-            totals = self._totals()
+        self._count_devices(self._totals())
+
+    def _keep(self) -> None:
+        """Commit what came home, and that the run was stopped, though the pool is still there."""
+        self._summary.stopped = True
+        self._count_devices(self._last_totals)
+        try:
+            self._committer.flush()
+        finally:
+            self._record()
+
+    def _count_devices(self, totals: Report) -> None:
         self._summary.device_s, self._summary.device_busy_s = totals.alive_s, totals.busy_s or 0.0
 
     def _pass(self, job: LabellingJob, numbers: IntArray, is_last: bool) -> IntArray:
@@ -152,14 +169,10 @@ class LabelRun:
             job, self._engine_factory, self._pieces(numbers), len(numbers), self._board
         )
         with closing(homes):
-            try:
-                for home in homes:
-                    if home.outcome.reason != FailureReason.OUT_OF_MEMORY or is_last:
-                        is_home[home.task] = True
-                        self._take(home)
-            except BaseException:
-                self._committer.hurry()  # ending the pool takes seconds, which may not be left
-                raise
+            for home in homes:
+                if home.outcome.reason != FailureReason.OUT_OF_MEMORY or is_last:
+                    is_home[home.task] = True
+                    self._take(home)
         return numbers[~is_home[numbers]]
 
     def _take(self, home: Home) -> None:

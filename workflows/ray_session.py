@@ -4,10 +4,9 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 import ray
 
@@ -60,21 +59,29 @@ def check_resources(compute: ComputeConfig) -> None:
 
 
 @contextmanager
-def stops_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into Stopped, raised in the main thread; a second one ends the process.
+def stops_on_signal(keep: Callable[[], None]) -> Iterator[None]:
+    """Turn SIGTERM and SIGINT into Stopped, raised in the main thread; a second one ends at once.
 
-    To be entered when Ray is connected, for connecting installs a handler of Ray's own.
+    keep: called in a thread of its own, for what may not wait until the main thread has left a
+    pool of actors: a job server kills a few seconds after it asked. It has ended when the block is
+    left. To be entered when Ray is connected, for connecting installs a handler of Ray's own.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    keeping = threading.Thread(target=keep, name="keep")
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        keeping.start()
         raise Stopped(f"signal {number}")
 
-    before: Any = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if keeping.ident is not None:
+            keeping.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
