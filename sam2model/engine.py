@@ -10,15 +10,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sam2model.labelling_plan import Kind, LabellingPlan, Task, Visit
+from sam2model.feature_cache import KnownFrame, KnownFrames
+from sam2model.labelling_plan import Kind, LabellingPlan, Span, Task, Visit, by_object
 from sam2model.processing import Sam2VideoProcessor
-from sam2model.prompts import Prompt
+from sam2model.prompts import Prompt, PromptOutOfRange
+from sam2model.recorder import Recorder, put_at_start
+from sam2model.refinement_memory import VideoMemory
+from sam2model.resumption import Start, resume, tell_only
 from sam2model.semantics import LABELLING, Semantics
 from sam2model.stepper import Ask, Stepper
 from sam2model.track_step import (
@@ -29,7 +33,7 @@ from sam2model.track_step import (
     join_rows,
 )
 from sam2model.tracked_masks import FrameMasks, tracked_masks
-from sam2model.video import Video
+from sam2model.video import Frame, Video
 
 log = logging.getLogger(__name__)
 
@@ -71,11 +75,11 @@ class DeadlineExceeded(TimeoutError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Decoded:
-    """A frame at the model's size, (3, S, S) uint8, waiting to be encoded."""
+    """A frame at the model's size, (3, S, S) uint8, waiting to be encoded; None if it is known."""
 
     job: "_Job"
     visit: Visit
-    pixels: Tensor
+    pixels: Tensor | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,10 +94,21 @@ class _Encoded:
 class _Job:
     """One video in the engine. Queues and flags are guarded by the engine's condition."""
 
-    def __init__(self, video: Video, plan: LabellingPlan, lane: Lane, first_key: int) -> None:
+    def __init__(
+        self,
+        video: Video,
+        plan: LabellingPlan,
+        starts: dict[int, Start],
+        lane: Lane,
+        memory: VideoMemory | None,
+        first_key: int,
+    ) -> None:
         self.video = video
         self.plan = plan
+        self.starts = starts
         self.lane = lane
+        self.memory = memory
+        self.recorder: Recorder | None = None
         self.keys = {o: first_key + i for i, o in enumerate(plan.object_ids)}
         self.in_bank = False
         self.answers: dict[tuple[int, int], StepOutput] = {}  # (object, frame) read ahead
@@ -140,22 +155,75 @@ class Engine:
         last_frame: int | None = None,
         lane: Lane = "bulk",
         deadline_s: float | None = None,
+        memory: VideoMemory | None = None,
     ) -> Iterator[FrameMasks]:
         """Masks of every prompted object on every frame of the span, as they are made.
 
         Forward from the first prompt of all, then backward from the objects' first prompts:
         each object once on each frame. last_frame: inclusive, None for the video's end.
-        deadline_s: seconds from now in which all must be taken. Closing the iterator stops the
+        deadline_s: seconds from now in which all must be taken. memory: keeps what a later
+        refinement of this video can use. Closing the iterator stops the
         work within a step. Raises PromptError before the first mask, or for clicks beyond the
         video's end where that is reached; VideoError where decoding ends early, after the masks
         of the frames before; DeadlineExceeded also where it hangs.
         """
+        yield from self.refine(
+            video,
+            prompts,
+            memory,
+            first_frame=first_frame,
+            last_frame=last_frame,
+            lane=lane,
+            deadline_s=deadline_s,
+        )
+
+    def refine(
+        self,
+        video: Video,
+        prompts: Sequence[Prompt],
+        memory: VideoMemory | None,
+        *,
+        before: Sequence[Prompt] | None = None,
+        first_frame: int = 0,
+        last_frame: int | None = None,
+        told: Span | None = None,
+        lane: Lane = "interactive",
+        deadline_s: float | None = None,
+    ) -> Iterator[FrameMasks]:
+        """The masks of `label` with these prompts, computing no more than is needed for them.
+
+        prompts: all prompts of the objects to go through again, old and new. before: all prompts
+        of the same objects as their present masks were made; masks that are still the same are
+        then neither computed nor told (`prompt_effect` says which), a frame without a new mask
+        is left out, and an object without one is left out of a frame. None tells everything.
+        first_frame, last_frame: the labelled span, inclusive, as given to `label`. told: the
+        frames to be told, all by default. memory: where to begin again, and what to keep for the
+        next time; None begins at the prompts.
+        Forward from the first frame that changes, then backward; else as `label`. With
+        reference semantics all is computed, and `told` of it told.
+        """
         info = video.info
         plan = LabellingPlan.make(prompts, first_frame, last_frame, info.height, info.width)
+        if memory is not None:
+            memory.claim(self, video.name)
+        told = told or Span(first_frame, last_frame)
+        starts: dict[int, Start] = {}
+        if self.stepper.bank.one_history:  # then a pass reads what the other left
+            plan = tell_only(plan, told)
+        else:
+            plan, starts = resume(
+                plan,
+                None if before is None else by_object(before),
+                told,
+                None if memory is None else memory.snapshots,
+                self.stepper.bank.limits.max_conditioning,
+            )
+        if memory is not None and plan.courses:
+            memory.features.focus(min(c.first_told for c in plan.courses.values()))
         with self._changed:
             if self._stopped:
                 raise Cancelled("the engine is closed")
-            job = _Job(video, plan, lane, self._next_key)
+            job = _Job(video, plan, starts, lane, memory, self._next_key)
             self._next_key += len(plan.object_ids)
         feeder = threading.Thread(target=self._feed, args=(job,), name="decode", daemon=True)
         with self._changed:
@@ -170,6 +238,39 @@ class Engine:
             # The video is the caller's to close, when nobody reads it any more. A decoder that
             # hangs in native code cannot be stopped; its thread ends with the process.
             feeder.join(FEEDER_PATIENCE_S)
+
+    def preview(
+        self,
+        video: Video,
+        prompts: Sequence[Prompt],
+        memory: VideoMemory | None,
+        frame_index: int,
+        *,
+        first_frame: int = 0,
+        last_frame: int | None = None,
+        deadline_s: float | None = None,
+    ) -> FrameMasks:
+        """The masks that `refine` would give one frame: what a click there does at once.
+
+        prompts: all of the objects to be shown, on all frames: a correction sees the object's
+        past. Raises PromptOutOfRange where the video has no such frame.
+        """
+        told = Span(frame_index, frame_index)
+        masks = self.refine(
+            video,
+            prompts,
+            memory,
+            first_frame=first_frame,
+            last_frame=last_frame,
+            told=told,
+            deadline_s=deadline_s,
+        )
+        parts = list(masks)
+        if not parts:
+            raise PromptOutOfRange(f"{video.name}: there is no frame {frame_index} to preview")
+        by_id = {mask.object_id: mask for part in parts for mask in part.masks}
+        ids = dict.fromkeys(prompt.object_id for prompt in prompts)
+        return replace(parts[0], masks=[by_id[object_id] for object_id in ids])
 
     def close(self) -> None:
         """Stop after the present step; labels in progress raise Cancelled."""
@@ -206,8 +307,12 @@ class Engine:
 
     def _feed(self, job: _Job) -> None:
         try:
-            for visit in job.plan.visits(job.video):
-                pixels = self.processor.video_processor.resize(visit.frame.rgb)
+            memory, frames = job.memory, job.video
+            known = frames if memory is None else KnownFrames(frames, memory.features)
+            for visit in job.plan.visits(known):
+                pixels = None
+                if isinstance(visit.frame, Frame):
+                    pixels = self.processor.video_processor.resize(visit.frame.rgb)
                 with self._changed:
                     self._changed.wait_for(
                         lambda: len(job.decoded) < self.options.frames_ahead or self._is_over(job)
@@ -310,13 +415,24 @@ class Engine:
         return frames
 
     def _encode(self, frames: list[_Decoded]) -> None:
-        pixels = torch.stack([f.pixels for f in frames])
-        if self.network.device.type == "cuda":
-            pixels = pixels.pin_memory().to(self.network.device, non_blocking=True)
-        features = self.network.encode_images(self.processor.video_processor.normalise(pixels))
-        for row, frame in enumerate(frames):
-            one = features.rows(slice(row, row + 1))
-            frame.job.encoded.append(_Encoded(frame.job, frame.visit, one))
+        """Put features of frames in their videos' queues, in order."""
+        new = [f.pixels for f in frames if f.pixels is not None]
+        rows: Iterator[ImageFeatures] = iter(())
+        if new:
+            pixels = torch.stack(new)
+            if self.network.device.type == "cuda":
+                pixels = pixels.pin_memory().to(self.network.device, non_blocking=True)
+            batch = self.network.encode_images(self.processor.video_processor.normalise(pixels))
+            rows = (batch.rows(slice(row, row + 1)) for row in range(len(new)))
+        for frame in frames:
+            seen, memory = frame.visit.frame, frame.job.memory
+            if isinstance(seen, KnownFrame):
+                features = seen.features_on(self.network.device)
+            else:
+                features = next(rows)
+                if memory is not None:
+                    memory.features.put(seen.index, seen.pts_s, features)
+            frame.job.encoded.append(_Encoded(frame.job, frame.visit, features))
 
     def _next_step(self) -> list[_Encoded]:
         """The next frame of each video whose masks are being taken."""
@@ -329,9 +445,10 @@ class Engine:
         if not step:
             return
         image = join_rows([e.features for e in step])
-        wanted = [
-            (e, row, task) for row, e in enumerate(step) for task in e.job.plan.tasks(e.visit)
-        ]
+        tasks = [e.job.plan.tasks(e.visit) for e in step]
+        for encoded in step:
+            self._enter_bank(encoded.job)
+        wanted = [(e, row, task) for row, e in enumerate(step) for task in tasks[row]]
         asks: dict[Kind, list[Ask]] = {}
         places: dict[Kind, list[tuple[int, int]]] = {}
         answers: dict[tuple[int, int], StepOutput] = {}
@@ -354,15 +471,24 @@ class Engine:
             for i, place in enumerate(places[kind]):
                 answers[place] = output.rows(slice(i, i + 1))
         for row, encoded in enumerate(step):
-            self._finish(encoded, {o: a for (r, o), a in answers.items() if r == row})
+            told = {o: a for (r, o), a in answers.items() if r == row}
+            if encoded.job.recorder is not None:
+                encoded.job.recorder.note(encoded.visit, tasks[row], told)
+            self._finish(encoded, tasks[row], told)
         self.frames_tracked += len(step)
+
+    def _enter_bank(self, job: _Job) -> None:
+        """Before a video's first step: remember its objects as they were where they begin."""
+        if job.in_bank:
+            return
+        job.in_bank = True
+        bank = self.stepper.bank
+        job.answers |= put_at_start(bank, job.keys, job.starts)
+        if job.memory is not None and not bank.one_history:
+            job.recorder = Recorder(bank, job.plan, job.keys, job.starts, job.memory.snapshots)
 
     def _ask(self, encoded: _Encoded, row: int, task: Task) -> Ask:
         job, visit = encoded.job, encoded.visit
-        if not job.in_bank:
-            for key in job.keys.values():
-                self.stepper.bank.add_object(key)
-            job.in_bank = True
         prompt = None
         if task.prompt is not None:
             size = (job.video.info.height, job.video.info.width)
@@ -370,18 +496,20 @@ class Engine:
         # A stream's length is not known, so pointers always reach back the full span.
         return Ask(job.keys[task.object_id], row, visit.frame.index, visit.direction, None, prompt)
 
-    def _finish(self, encoded: _Encoded, answers: dict[int, StepOutput]) -> None:
+    def _finish(self, encoded: _Encoded, tasks: list[Task], answers: dict[int, StepOutput]) -> None:
         """Keep what was read ahead, or hand out the masks of a visited frame."""
         job, frame = encoded.job, encoded.visit.frame
         if encoded.visit.stage == "restate":
             job.answers |= {(o, frame.index): answer for o, answer in answers.items()}
             return
+        ids = [task.object_id for task in tasks if task.is_told]
+        if not ids:
+            return
         info = job.video.info
-        ids = [o for o in job.plan.object_ids if o in answers]
         masks = tracked_masks(
             concatenate([answers[o] for o in ids]),
             ids,
-            [frame.index in job.plan.prompts[o] for o in ids],
+            [frame.index in job.plan.courses[o].prompts for o in ids],
             info.height,
             info.width,
         )

@@ -30,6 +30,27 @@ class BankLimits:
     max_conditioning: int
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a prompt left of one frame. mask: (L, C_mem) bf16; pointer: (C,)."""
+
+    mask: Tensor
+    pointer: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RecentPages:
+    """What a pass left of the last frames. masks: (M, L, C_mem) bf16; pointers: (P, C).
+
+    mask_frames and pointer_frames name their rows.
+    """
+
+    mask_frames: tuple[int, ...]
+    masks: Tensor
+    pointer_frames: tuple[int, ...]
+    pointers: Tensor
+
+
 @dataclass(slots=True)
 class Recall:
     """Which pages one object reads on one frame: host integers, no tensors.
@@ -77,6 +98,17 @@ class PagePool:
             self._grow()
         return [self._free.pop() for _ in range(count)]
 
+    def put(self, content: Tensor) -> list[int]:
+        """Indices of pages with this content, (count, …)."""
+        taken = self.take(len(content))
+        try:
+            index = to_device(taken, torch.int64, self.pages.device)
+            self.pages[index] = content.to(self.pages.device, self.pages.dtype)
+        except BaseException:
+            self.give_back(taken)  # a device without memory must not lose pages as well
+            raise
+        return taken
+
     def give_back(self, pages: Sequence[int]) -> None:
         self._free.extend(pages)
 
@@ -107,6 +139,11 @@ class ObjectMemory:
         self.masks = {1: masks, -1: masks if self.one_history else {}}
         self.pointers = {1: pointers, -1: pointers if self.one_history else {}}
 
+    def put_conditioning(self, frame: int, mask_page: int, pointer_page: int) -> None:
+        """In the order of time: what a step reads must not depend on who prompted when."""
+        self.conditioning[frame] = (mask_page, pointer_page)
+        self.conditioning = dict(sorted(self.conditioning.items()))
+
 
 class MemoryBank:
     """The memories of all objects of an engine or a session.
@@ -136,6 +173,10 @@ class MemoryBank:
         self._objects: dict[int, ObjectMemory] = {}
 
     @property
+    def device(self) -> torch.device:
+        return self._masks.pages.device
+
+    @property
     def mask_pages_in_use(self) -> int:
         """Remembered masks of all objects."""
         return self._masks.in_use
@@ -145,8 +186,10 @@ class MemoryBank:
         self._objects[key] = ObjectMemory(self.one_history, self.keep_all)
 
     def remove_object(self, key: int) -> None:
-        """Forget an object and free its pages; others are not touched."""
-        memory = self._objects.pop(key)
+        """Forget an object, if it is known, and free its pages; others are not touched."""
+        memory = self._objects.pop(key, None)
+        if memory is None:
+            return
         mask_tables = list({id(t): t for t in memory.masks.values()}.values())
         pointer_tables = list({id(t): t for t in memory.pointers.values()}.values())
         masks = [page for table in mask_tables for page in table.values()]
@@ -174,7 +217,9 @@ class MemoryBank:
         how far pointers reach back, as in the reference models.
         """
         memory = self._objects[key]
-        selected, spare = self._select_conditioning(memory.conditioning, frame_index)
+        selected, spare = select_conditioning(
+            list(memory.conditioning), frame_index, self.limits.max_conditioning
+        )
         last_row = self.limits.recent_masks
         recall = Recall(
             [memory.conditioning[f][0] for f in selected], [last_row] * len(selected), [], []
@@ -206,26 +251,6 @@ class MemoryBank:
         longest = self.limits.recent_pointers + 1
         return longest if num_frames is None else min(num_frames, longest)
 
-    def _select_conditioning(
-        self, conditioning: dict[int, tuple[int, int]], frame_index: int
-    ) -> tuple[list[int], set[int]]:
-        """The conditioning frames that a step reads, and the others.
-
-        Over the cap: the nearest before, the nearest at or after, then the nearest of the rest.
-        """
-        cap = self.limits.max_conditioning
-        frames = list(conditioning)
-        if cap == -1 or len(frames) <= cap:
-            return frames, set()
-        before = [f for f in frames if f < frame_index]
-        after = [f for f in frames if f >= frame_index]
-        selected = ([max(before)] if before else []) + ([min(after)] if after else [])
-        selected = selected[:cap]
-        rest = [f for f in frames if f not in selected]
-        rest.sort(key=lambda f: abs(f - frame_index))
-        selected += rest[: cap - len(selected)]
-        return selected, set(frames) - set(selected)
-
     def read(self, recalls: Sequence[Recall], spans: Sequence[int]) -> Readout:
         """Gather the pages of N objects that all read the same number of masks.
 
@@ -245,7 +270,7 @@ class MemoryBank:
             # A clip of one frame has no span to divide by; it has no second frame either.
             offsets.append([d / max(span - 1, 1) for d in r.pointer_distances] + [0.0] * gap)
             valid.append([True] * len(r.pointer_pages) + [False] * gap)
-        device = self._masks.pages.device
+        device = self.device
         mask_index = to_device([r.mask_pages for r in recalls], torch.int64, device)
         pointer_index = to_device(pointer_pages, torch.int64, device)
         return Readout(
@@ -270,19 +295,18 @@ class MemoryBank:
         masks: (N, L, C_mem); pointers: (N, C). A prompted frame replaces whatever was
         remembered of that frame, in both directions.
         """
-        mask_pages = self._masks.take(len(keys))
-        pointer_pages = self._pointers.take(len(keys))
-        device = self._masks.pages.device
-        self._masks.pages[to_device(mask_pages, torch.int64, device)] = masks.to(torch.bfloat16)
-        self._pointers.pages[to_device(pointer_pages, torch.int64, device)] = pointers.to(
-            self._pointers.pages.dtype
-        )
+        mask_pages = self._masks.put(masks)
+        try:
+            pointer_pages = self._pointers.put(pointers)
+        except BaseException:
+            self._masks.give_back(mask_pages)
+            raise
         pages = zip(keys, frame_indices, directions, mask_pages, pointer_pages, strict=True)
         for key, frame, direction, mask_page, pointer_page in pages:
             memory = self._objects[key]
             if conditioning:
                 self._forget(memory, frame)
-                memory.conditioning[frame] = (mask_page, pointer_page)
+                memory.put_conditioning(frame, mask_page, pointer_page)
                 continue
             for table, pool, page in (
                 (memory.masks[direction], self._masks, mask_page),
@@ -293,6 +317,39 @@ class MemoryBank:
                 table[frame] = page
             if not self.keep_all:
                 self._expire(memory, frame, direction)
+
+    def conditioning_page(self, key: int, frame_index: int) -> Page:
+        """A copy of what a prompt left of a frame."""
+        mask, pointer = self._objects[key].conditioning[frame_index]
+        return Page(self._masks.pages[mask].clone(), self._pointers.pages[pointer].clone())
+
+    def put_conditioning_page(self, key: int, frame_index: int, page: Page) -> None:
+        """Remember a prompted frame as `conditioning_page` gave it."""
+        self.write([key], [frame_index], [1], page.mask[None], page.pointer[None], True)
+
+    def recent_pages(self, key: int, direction: Direction) -> RecentPages:
+        """A copy of what a pass left of the frames that its next step may read."""
+        memory = self._objects[key]
+        masks, pointers = memory.masks[direction], memory.pointers[direction]
+        device = self.device
+        mask_index = to_device(list(masks.values()), torch.int64, device)
+        pointer_index = to_device(list(pointers.values()), torch.int64, device)
+        return RecentPages(
+            tuple(masks),
+            self._masks.pages[mask_index],
+            tuple(pointers),
+            self._pointers.pages[pointer_index],
+        )
+
+    def put_recent_pages(self, key: int, direction: Direction, recent: RecentPages) -> None:
+        """Go on from where `recent_pages` was taken; the object's pass must be new."""
+        memory = self._objects[key]
+        for table, pool, frames, pages in (
+            (memory.masks[direction], self._masks, recent.mask_frames, recent.masks),
+            (memory.pointers[direction], self._pointers, recent.pointer_frames, recent.pointers),
+        ):
+            assert not table, "the pass has begun"
+            table |= zip(frames, pool.put(pages), strict=True)
 
     def forget_frame(self, key: int, frame_index: int) -> None:
         """Forget what an object's tracking or prompting left of one frame."""
@@ -317,6 +374,26 @@ class MemoryBank:
         ):
             stale = [f for f in table if direction * (frame - f) >= reach]
             pool.give_back([table.pop(f) for f in stale])
+
+
+def select_conditioning(
+    frames: Sequence[int], frame_index: int, cap: int
+) -> tuple[list[int], set[int]]:
+    """The conditioning frames that a step on frame_index reads, and the others.
+
+    Over the cap (-1: none): the nearest before, the nearest at or after, then the nearest of the
+    rest.
+    """
+    if cap == -1 or len(frames) <= cap:
+        return list(frames), set()
+    before = [f for f in frames if f < frame_index]
+    after = [f for f in frames if f >= frame_index]
+    selected = ([max(before)] if before else []) + ([min(after)] if after else [])
+    selected = selected[:cap]
+    rest = [f for f in frames if f not in selected]
+    rest.sort(key=lambda f: abs(f - frame_index))
+    selected += rest[: cap - len(selected)]
+    return selected, set(frames) - set(selected)
 
 
 def to_device(values: object, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -45,6 +45,15 @@ class ImageFeatures:
     middle: Tensor
     memory_share: Tensor
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them, in the order of the fields."""
+        return tuple(getattr(self, name) for name in ImageFeatures.__slots__)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self.tensors)
+
     def rows(self, index: Tensor | slice) -> "ImageFeatures":
         """The features of some frames."""
         return ImageFeatures(

@@ -8,7 +8,7 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,16 +70,17 @@ class WatchedEngine(Engine):
         self.logits: dict[tuple[str, str, int, int], Tensor] = {}
         super().__init__(*args, **kwargs)
 
-    def _finish(self, encoded: Any, answers: dict[int, StepOutput]) -> None:
+    def _finish(self, encoded: Any, tasks: Any, answers: dict[int, StepOutput]) -> None:
         for object_id, answer in answers.items():
             key = (encoded.job.video.name, encoded.visit.stage, encoded.visit.frame.index)
             self.logits[*key, object_id] = answer.logits[0].clone()
-        super()._finish(encoded, answers)
+        super()._finish(encoded, tasks, answers)
 
 
 @contextmanager
 def running(network: Sam2Network, **options: int) -> Iterator[WatchedEngine]:
     """An engine that leaves neither a thread nor a page when all its labels are done."""
+    before = set(threading.enumerate())
     engine = WatchedEngine(network, PROCESSOR, LABELLING, EngineOptions(**options))
     try:
         yield engine
@@ -88,11 +89,11 @@ def running(network: Sam2Network, **options: int) -> Iterator[WatchedEngine]:
         assert engine.stepper.bank._pointers.in_use == 0
     finally:
         engine.close()
-    assert engine_threads() == set()
+    assert engine_threads(before) == set()
 
 
-def engine_threads() -> set[str]:
-    return {t.name for t in threading.enumerate()} & {"engine", "decode", "prefetch"}
+def engine_threads(others: Set[threading.Thread] = frozenset()) -> set[str]:
+    return {t.name for t in set(threading.enumerate()) - others} & {"engine", "decode", "prefetch"}
 
 
 def is_at_rest(engine: Engine) -> bool:
@@ -654,9 +655,9 @@ def test_interactive_work_goes_before_bulk_work() -> None:
     order: list[str] = []
 
     class Noting(WatchedEngine):
-        def _finish(self, encoded: Any, answers: dict[int, StepOutput]) -> None:
+        def _finish(self, encoded: Any, tasks: Any, answers: dict[int, StepOutput]) -> None:
             order.append(encoded.job.video.name)
-            super()._finish(encoded, answers)
+            super()._finish(encoded, tasks, answers)
 
     network: Pausing = small_network(SEED, Pausing)
     options = EngineOptions(frames_ahead=20, results_ahead=1000)

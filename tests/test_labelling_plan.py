@@ -189,7 +189,7 @@ def test_objects_keep_the_order_in_which_they_were_named() -> None:
     of = plan(click(5, 3), click(2, 1), box(5, 0))
 
     assert of.object_ids == [5, 2]
-    assert of.begins(5) == 0 and of.begins(2) == 1
+    assert of.courses[5].begins == 0 and of.courses[2].begins == 1
 
 
 @st.composite
@@ -223,7 +223,7 @@ def test_every_object_is_told_of_on_every_frame_of_the_span_exactly_once(
         assert tasks, "no frame is decoded for nothing"
         for task in tasks:
             object_id = task.object_id
-            assert task.prompt is of.prompts[object_id].get(index)
+            assert task.prompt is of.courses[object_id].prompts.get(index)
             if task.kind == "restate":
                 restated.add((object_id, index))
                 assert not begun

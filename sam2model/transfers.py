@@ -1,0 +1,60 @@
+"""Tensors between a device and the host, without making either wait. Knows not what they are.
+
+Copies run on a stream of their own, so that neither computing nor the thread that asks stands
+still. On a processor's own memory there is nothing to copy, and everything is ready at once.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parked:
+    """Tensors in host memory, pinned where they came from a GPU; read them by `wait` or `on`."""
+
+    tensors: tuple[Tensor, ...]
+    copied: "torch.cuda.Event | None" = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self.tensors)
+
+    def wait(self) -> tuple[Tensor, ...]:
+        """The tensors, once they are there: for threads that may wait."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self.tensors
+
+    def on(self, device: torch.device) -> tuple[Tensor, ...]:
+        """The tensors on a device; its stream waits for them, the thread does not."""
+        if device.type != "cuda":
+            return self.wait()
+        if self.copied is not None:
+            torch.cuda.current_stream(device).wait_event(self.copied)
+        return tuple(t.to(device, non_blocking=True) for t in self.tensors)
+
+
+def park(*tensors: Tensor) -> Parked:
+    """Begin to copy tensors to the host; nobody may write to them any more."""
+    device = tensors[0].device
+    if device.type != "cuda":
+        return Parked(tensors)
+    stream = _copying_stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        copies = []
+        for tensor in tensors:
+            copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            copies.append(copy.copy_(tensor, non_blocking=True))
+            tensor.record_stream(stream)
+        copied = torch.cuda.Event()
+        copied.record(stream)
+    return Parked(tuple(copies), copied)
+
+
+@cache
+def _copying_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
