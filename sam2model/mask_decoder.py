@@ -137,6 +137,20 @@ class MaskOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class EveryMask:
+    """All masks of each object, none of them chosen: the single one, then the ambiguous ones.
+
+    logits: (N, masks, 4H, 4W) fp32; iou: (N, masks) fp32; object_score: (N,) fp32 logit;
+    tokens: (N, masks, C).
+    """
+
+    logits: Tensor
+    iou: Tensor
+    object_score: Tensor
+    tokens: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class DecoderConstants:
     """The image's position encoding, projected for every attention of the decoder."""
 
@@ -197,19 +211,7 @@ class MaskDecoder(DerivedModule[DecoderConstants]):
         multimask: choose among the ambiguous masks by predicted IoU; otherwise the single mask,
         unless it is unstable.
         """
-        constants = self.derived()
-        output_tokens = constants.output_tokens.expand(sparse.shape[0], -1, -1)
-        tokens, image = self.transformer(
-            torch.cat((output_tokens, sparse), dim=1), image + dense, constants.encodings
-        )
-        mask_tokens = tokens[:, 2 : 2 + self.num_masks]
-        iou = torch.sigmoid(self.iou_prediction_head(tokens[:, 1]).float())  # (N, masks)
-        score = self.pred_obj_score_head(tokens[:, 0]).float().squeeze(-1)
-        kernels = torch.stack(
-            [mlp(mask_tokens[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
-        ).float()  # (N, masks, C/8)
-        pixels = self._upscale(image, fine, middle)  # (N, 4H, 4W, C/8)
-
+        iou, score, kernels, pixels, mask_tokens = self._look(image, fine, middle, sparse, dense)
         best = 1 + iou[:, 1:].argmax(dim=1)  # among the ambiguous masks
         if multimask:
             logits = _draw(_pick(kernels, best), pixels)
@@ -222,6 +224,35 @@ class MaskDecoder(DerivedModule[DecoderConstants]):
         logits = torch.where(stable[:, None, None], single, _draw(_pick(kernels, best), pixels))
         # The pointer still comes from the single mask's token, as in both reference models.
         return MaskOutput(logits, torch.where(stable, iou[:, 0], _pick(iou, best)), score, token)
+
+    def every_mask(
+        self, image: Tensor, fine: Tensor, middle: Tensor, sparse: Tensor, dense: Tensor
+    ) -> EveryMask:
+        """All masks, for training; the arguments are those of `forward`."""
+        iou, score, kernels, pixels, tokens = self._look(image, fine, middle, sparse, dense)
+        logits = torch.einsum("nmc,nhwc->nmhw", kernels, pixels.float()).float()
+        return EveryMask(logits, iou, score, tokens)
+
+    def _look(
+        self, image: Tensor, fine: Tensor, middle: Tensor, sparse: Tensor, dense: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Everything before a mask is drawn.
+
+        IoU predictions (N, masks), object score (N,), kernels (N, masks, C/8), the pixels that
+        they are drawn over (N, 4H, 4W, C/8) and the masks' tokens (N, masks, C).
+        """
+        constants = self.derived()
+        output_tokens = constants.output_tokens.expand(sparse.shape[0], -1, -1)
+        tokens, image = self.transformer(
+            torch.cat((output_tokens, sparse), dim=1), image + dense, constants.encodings
+        )
+        mask_tokens = tokens[:, 2 : 2 + self.num_masks]
+        iou = torch.sigmoid(self.iou_prediction_head(tokens[:, 1]).float())  # (N, masks)
+        score = self.pred_obj_score_head(tokens[:, 0]).float().squeeze(-1)
+        kernels = torch.stack(
+            [mlp(mask_tokens[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
+        ).float()  # (N, masks, C/8)
+        return iou, score, kernels, self._upscale(image, fine, middle), mask_tokens
 
     def _upscale(self, image: Tensor, fine: Tensor, middle: Tensor) -> Tensor:
         """(N, H·W, C) → (N, 4H, 4W, C/8), adding the finer features on the way."""

@@ -233,8 +233,8 @@ class Sam2Network(DerivedModule[NetworkConstants]):
 
     def track_step(self, image: ImageFeatures, memory: Readout) -> StepOutput:
         """Track N objects, each on its row of `image`, from what is remembered of them."""
-        ambiguous = self._is_ambiguous(0) and self.config.multimask_output_for_tracking
-        return self._decode(image, self._recall(image, memory), None, ambiguous)
+        ambiguous = self.is_ambiguous(0) and self.config.multimask_output_for_tracking
+        return self._decode(image, self.recall(image, memory), None, ambiguous)
 
     def prompt_step(
         self, image: ImageFeatures, memory: Readout | None, prompt: PromptBatch
@@ -243,11 +243,11 @@ class Sam2Network(DerivedModule[NetworkConstants]):
 
         memory: None for objects that are seen for the first time.
         """
-        ambiguous = self._is_ambiguous(prompt.points.shape[1])
+        ambiguous = self.is_ambiguous(prompt.points.shape[1])
         if memory is None:
             return self._decode(image, image.coarse + self.no_memory_embedding, prompt, ambiguous)
         ambiguous = ambiguous and self.config.multimask_output_for_tracking
-        return self._decode(image, self._recall(image, memory), prompt, ambiguous)
+        return self._decode(image, self.recall(image, memory), prompt, ambiguous)
 
     def mask_step(self, image: ImageFeatures, masks: Tensor, best_of_three: bool) -> StepOutput:
         """Take masks that a person gave as they are; the decoder only makes the pointers.
@@ -295,7 +295,7 @@ class Sam2Network(DerivedModule[NetworkConstants]):
             memory = memory + absent * self.occlusion_spatial_embedding_parameter
         return memory.to(torch.bfloat16)
 
-    def _recall(self, image: ImageFeatures, memory: Readout) -> Tensor:
+    def recall(self, image: ImageFeatures, memory: Readout) -> Tensor:
         """Features of the frame, conditioned on the memories of each object: (N, L, C)."""
         dtype = self.dtype
         spatial = memory.masks.to(dtype)
@@ -347,7 +347,7 @@ class Sam2Network(DerivedModule[NetworkConstants]):
         pointer = torch.where(present[:, None], pointer, self.no_object_pointer)
         return StepOutput(logits, decoded.iou, decoded.object_score, pointer)
 
-    def _is_ambiguous(self, num_points: int) -> bool:
+    def is_ambiguous(self, num_points: int) -> bool:
         """Whether this many points leave several masks to choose from."""
         config = self.config
         few = config.multimask_min_pt_num <= num_points <= config.multimask_max_pt_num

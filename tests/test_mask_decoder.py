@@ -256,3 +256,20 @@ def test_no_operator_of_the_published_decoder_is_left_out() -> None:
         if not n.endswith("k_proj.bias")
         and not n.startswith(("conv_s", "output_hypernetworks_mlps.0."))
     } == set()
+
+
+def test_every_mask_holds_the_single_and_the_chosen_ambiguous_mask() -> None:
+    model, given = decoder(dynamic_multimask_via_stability=False), inputs()
+
+    every = model.every_mask(given.image, given.fine, given.middle, given.sparse, given.dense)
+
+    best = 1 + every.iou[:, 1:].argmax(dim=1)
+    rows = torch.arange(len(best))
+    for output, mask in (
+        (given.run(model, multimask=False), torch.zeros_like(best)),
+        (given.run(model, multimask=True), best),
+    ):
+        assert torch.allclose(output.logits, every.logits[rows, mask], atol=1e-4)
+        assert torch.equal(output.token, every.tokens[rows, mask])
+        assert torch.equal(output.iou, every.iou[rows, mask])
+        assert torch.equal(output.object_score, every.object_score)
