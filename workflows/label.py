@@ -16,6 +16,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 # moment; a pool that loses many more is broken, and would go on so for days.
 LOST_TASKS = 200
 LOST_SHARE = 0.02
+INIT_DEATHS = 5  # actors that do not come up, one after the other, before the first one does
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +89,8 @@ def _batches(dataset: Dataset) -> Iterator[pa.Table]:
     try:
         yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     except RayError as error:
-        first_line = str(error).partition("\n")[0]
         raise PoolBroken(
-            f"actors cannot be started, or too many tasks died with theirs: {first_line}"
+            f"actors cannot be started, or too many tasks died with theirs: {_ends_of(error)}"
         ) from error
 
 
@@ -129,13 +130,12 @@ def _context(num_tasks: int) -> DataContext:
     context.target_max_block_size = None  # one block for each task, whatever its size
     context.max_errored_blocks = LOST_TASKS + int(LOST_SHARE * num_tasks)  # 0 would end the run
     context.execution_no_progress_timeout_s = -1  # a long video is no stall: it has a deadline
-    context.max_consecutive_actor_init_deaths = 5  # one machine may be ill
-    context.actor_init_retry_on_errors = True
+    context.max_consecutive_actor_init_deaths = INIT_DEATHS
     # Else never reached by actors that take no more tasks than they run, and no pool would grow.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     context.print_on_execution_start = False
     context.enable_progress_bars = False
-    context.custom_execution_callback_classes = [ForgetBlocks]
+    context.custom_execution_callback_classes = [ForgetBlocks, WorkOnWithWhoIsThere]
     return context
 
 
@@ -153,14 +153,28 @@ class ForgetBlocks(ExecutionCallback):
                 statistics.clear()
 
 
+class WorkOnWithWhoIsThere(ExecutionCallback):
+    """As long as some actors work, others that cannot start do not end the run.
+
+    A machine whose device somebody else uses would otherwise end it when INIT_DEATHS actors were
+    refused there, however well the others do.
+    """
+
+    def on_execution_step(self, executor: Any) -> None:
+        for operator in executor._topology:
+            if isinstance(operator, ActorPoolMapOperator) and operator.get_actor_info().running:
+                operator._consecutive_actor_init_deaths = 0
+
+
 class OneLineOfLostTasks(logging.Filter):
-    """Ray Data logs two stack traces of its own for each task that died with its worker."""
+    """Ray Data logs two stack traces for each task that died with its worker, one for each actor
+    that did not come up."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
         if error is not None:
-            first_line = str(error).partition("\n")[0]
-            record.msg = f"a task was lost with its worker: {type(error).__name__}: {first_line}"
+            what = "an actor did not start" if "init" in record.msg else "a task was lost"
+            record.msg = f"{what}: {type(error).__name__}: {_ends_of(error)}"
             record.args, record.exc_info, record.exc_text = (), None, None
         return True
 
@@ -168,6 +182,13 @@ class OneLineOfLostTasks(logging.Filter):
 def quieten() -> None:
     """Leave to Ray Data's log what concerns whoever runs a job."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    tasks = logging.getLogger("ray.data._internal.execution.streaming_executor_state")
-    if not any(isinstance(found, OneLineOfLostTasks) for found in tasks.filters):
-        tasks.addFilter(OneLineOfLostTasks())
+    for module in ("streaming_executor_state", "operators.actor_pool_map_operator"):
+        logger = logging.getLogger(f"ray.data._internal.execution.{module}")
+        if not any(isinstance(found, OneLineOfLostTasks) for found in logger.filters):
+            logger.addFilter(OneLineOfLostTasks())
+
+
+def _ends_of(error: BaseException) -> str:
+    """What happened and why: the first and the last line; stack traces lie between."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    return lines[0] if len(lines) == 1 else f"{lines[0]} … {lines[-1]}"

@@ -15,7 +15,13 @@ from typing import Any
 import pyarrow as pa
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from workflows.label_engine import EngineFactory, device_answers, free_device_memory, is_device_lost
+from workflows.label_engine import (
+    EngineFactory,
+    device_answers,
+    free_device_memory,
+    is_device_lost,
+    use_threads,
+)
 from workflows.rows import (
     OUTCOMES_SCHEMA,
     FailureReason,
@@ -48,6 +54,7 @@ class LabelActor:
     def __init__(
         self, job: LabellingJob, open_engine: EngineFactory, send_report: SendReport
     ) -> None:
+        use_threads(job.config.compute.cpus_per_actor)
         self._tally = ActorTally()
         engine = open_engine(job.config, job.weights_sha256)
         self._labeller = VideoLabeller(job, engine, self._tally.add_frame)

@@ -23,7 +23,10 @@ from workflows.storage import Storage
 log = logging.getLogger(__name__)
 
 OTHERS_SHARE = 0.1  # of a device's memory: a desktop, not somebody's model
-DIRTY_DEVICE_WAIT_S = 360.0  # a killed process gives its memory back in seconds, at times minutes
+# A killed process gives its memory back in seconds, at times minutes; whoever is refused is started
+# again, five times if nobody else works.
+DIRTY_DEVICE_WAIT_S = 60.0
+DIRTY_DEVICE_LOOKS = 12
 ANSWER_S = 60.0
 
 
@@ -85,20 +88,27 @@ def wait_for_free_device(
 
     memory_info: (free, total) bytes. Raises DirtyDevice after wait_s.
     """
-    step_s = wait_s / 36
-    for waited in range(37):
+    for look in range(DIRTY_DEVICE_LOOKS + 1):
         free, total = memory_info()
         if total - free <= OTHERS_SHARE * total:
             return
         held = f"{(total - free) / 2**30:.1f} of {total / 2**30:.1f} GiB are held by others"
-        if waited == 0:
+        if look == 0:
             log.warning("%s; waiting up to %.0f s", held, wait_s)
-        if waited < 36:
-            sleep(step_s)
+        if look < DIRTY_DEVICE_LOOKS:
+            sleep(wait_s / DIRTY_DEVICE_LOOKS)
     raise DirtyDevice(
         f"{held} after {wait_s:.0f} s; end those processes, or share the device by "
         "compute.gpus_per_actor below 1"
     )
+
+
+def use_threads(cpus: float) -> None:
+    """Compute on as many threads as this process has processors to itself.
+
+    torch would take all of the machine, with every actor that shares it.
+    """
+    torch.set_num_threads(max(1, int(cpus)))
 
 
 def device_answers(answer_s: float = ANSWER_S) -> bool:

@@ -119,13 +119,13 @@ class Summary:
             "peak_device_memory_bytes": self.peak_device_memory_bytes or None,
             "stopped": self.stopped,
         }
-        return line | self._costs(config)
+        costs = self._costs(config)
+        return line | (costs if costs["cost"] is not None else {})
 
     def to_row(
         self, config: LabelConfig, code_version: str, started_at: datetime, finished_at: datetime
     ) -> dict[str, Any]:
         """In RUNS_SCHEMA's columns."""
-        cost = self.cost(config)
         return {
             "run_id": self.run_id,
             "job": "label",
@@ -145,19 +145,25 @@ class Summary:
             "video_s": self.video_s,
             "wall_s": self.wall_s,
             "device_s": self.device_s,
-            "cost": cost,
-            "currency": None if cost is None else config.price.currency,
+            "device_idle_share": self.device_idle_share,
+            "seconds_by_stage": list(self.stage_s.items()),
+            "peak_memory_bytes": self.peak_memory_bytes or None,
+            "peak_device_memory_bytes": self.peak_device_memory_bytes or None,
+            **self._costs(config),
         }
 
     def _costs(self, config: LabelConfig) -> dict[str, Any]:
+        """Nulls where the price is not known, or nothing was labelled to share it."""
         cost = self.cost(config)
-        if cost is None:
-            return {}
+
+        def share(of: float) -> float | None:
+            return None if cost is None or not of else cost / of
+
         return {
-            "cost": round(cost, 4),
-            "currency": config.price.currency,
-            "cost_per_video_hour": cost / self.video_s * 3600 if self.video_s else None,
-            "cost_per_1000_frames": cost / self.frames * 1000 if self.frames else None,
+            "cost": cost,
+            "cost_per_video_hour": share(self.video_s / 3600),
+            "cost_per_1000_frames": share(self.frames / 1000),
+            "currency": None if cost is None else config.price.currency,
         }
 
 

@@ -133,7 +133,13 @@ RUNS_SCHEMA = pa.schema(
         ("video_s", pa.float64()),
         ("wall_s", pa.float64()),
         ("device_s", pa.float64()),
+        ("device_idle_share", pa.float64()),  # of device_s, 0 to 1
+        ("seconds_by_stage", pa.map_(pa.string(), pa.float64())),  # of all videos together
+        ("peak_memory_bytes", pa.int64()),  # of the actor that had most
+        ("peak_device_memory_bytes", pa.int64()),
         ("cost", pa.float64()),
+        ("cost_per_video_hour", pa.float64()),
+        ("cost_per_1000_frames", pa.float64()),
         ("currency", pa.string()),
     ]
 )

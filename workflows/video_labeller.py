@@ -100,6 +100,7 @@ class VideoLabeller:
             reason, detail = explain_failure(error)
             if reason == FailureReason.TIMEOUT:
                 detail = f"{attempt.stage}: {detail}; the deadline is {limit_s:g} s"
+            attempt.end()
             return self._outcome(
                 request, fingerprint, attempt, status=Status.FAILED, reason=reason, detail=detail
             )
