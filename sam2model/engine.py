@@ -8,59 +8,32 @@ every video has few objects. A video is asked for only as fast as its masks are 
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from sam2model.feature_cache import KnownFrame, KnownFrames
-from sam2model.labelling_plan import Kind, LabellingPlan, Span, Task, Visit, by_object
+from sam2model.graphs import GraphRunner, Runner, record_on_cuda
+from sam2model.labelling_plan import FrameTime, Kind, LabellingPlan, Span, Task, by_object
 from sam2model.processing import Sam2VideoProcessor
 from sam2model.prompts import Prompt, PromptOutOfRange
 from sam2model.recorder import Recorder, put_at_start
 from sam2model.refinement_memory import VideoMemory
 from sam2model.resumption import Start, resume, tell_only
+from sam2model.schedule import Decoded, Encoded, EngineOptions, Job, Lane, Schedule, Unwritten
 from sam2model.semantics import LABELLING, Semantics
 from sam2model.stepper import Ask, Stepper
-from sam2model.track_step import (
-    ImageFeatures,
-    Sam2Network,
-    StepOutput,
-    concatenate,
-    join_rows,
-)
-from sam2model.tracked_masks import FrameMasks, tracked_masks
+from sam2model.track_step import ImageFeatures, Sam2Network, StepOutput, concatenate, join_rows
+from sam2model.tracked_masks import FrameMasks, PendingMasks
 from sam2model.video import Frame, Video
 
+__all__ = ["Cancelled", "DeadlineExceeded", "Engine", "EngineOptions", "Lane"]
+
+T = TypeVar("T", Decoded, Encoded)
+
 log = logging.getLogger(__name__)
-
-Lane = Literal["bulk", "interactive"]
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """How much an engine does at once; no effect on the masks.
-
-    slots: objects of one step. frame_batch: frames encoded together, of any videos.
-    frames_ahead: frames of one video decoded before they are needed. results_ahead: frames of
-    masks of one video that may wait to be taken.
-    """
-
-    slots: int = 16
-    frame_batch: int = 4
-    frames_ahead: int = 8
-    results_ahead: int = 16
-
-    def __post_init__(self) -> None:
-        for option in fields(self):
-            if getattr(self, option.name) < 1:
-                raise ValueError(
-                    f"{option.name}: got {getattr(self, option.name)}; wanted 1 or more"
-                )
-
 
 FEEDER_PATIENCE_S = 5.0  # for a decoder to notice that nobody wants its frames any more
 
@@ -71,55 +44,6 @@ class Cancelled(RuntimeError):
 
 class DeadlineExceeded(TimeoutError):
     """A video was not done in its time; the message says how far it came."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Decoded:
-    """A frame at the model's size, (3, S, S) uint8, waiting to be encoded; None if it is known."""
-
-    job: "_Job"
-    visit: Visit
-    pixels: Tensor | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Encoded:
-    """A frame's features, one row, waiting for their step."""
-
-    job: "_Job"
-    visit: Visit
-    features: ImageFeatures
-
-
-class _Job:
-    """One video in the engine. Queues and flags are guarded by the engine's condition."""
-
-    def __init__(
-        self,
-        video: Video,
-        plan: LabellingPlan,
-        starts: dict[int, Start],
-        lane: Lane,
-        memory: VideoMemory | None,
-        first_key: int,
-    ) -> None:
-        self.video = video
-        self.plan = plan
-        self.starts = starts
-        self.lane = lane
-        self.memory = memory
-        self.recorder: Recorder | None = None
-        self.keys = {o: first_key + i for i, o in enumerate(plan.object_ids)}
-        self.in_bank = False
-        self.answers: dict[tuple[int, int], StepOutput] = {}  # (object, frame) read ahead
-        self.decoded: deque[_Decoded] = deque()
-        self.encoded: deque[_Encoded] = deque()
-        self.results: deque[FrameMasks] = deque()
-        self.all_decoded = False
-        self.ended_by: BaseException | None = None  # what decoding ended with, if not the end
-        self.all_tracked = False
-        self.closed = False
-        self.error: BaseException | None = None
 
 
 class Engine:
@@ -134,18 +58,27 @@ class Engine:
         processor: Sam2VideoProcessor,
         semantics: Semantics = LABELLING,
         options: EngineOptions | None = None,
+        runner: Runner | None = None,
     ) -> None:
+        """runner: how steps are done; by default as CUDA graphs where there is a GPU."""
         self.processor = processor
         self.options = options or EngineOptions()
-        self.stepper = Stepper(network, semantics, keep_all=False, slots=self.options.slots)
+        if runner is None and network.device.type == "cuda" and self.options.graphs:
+            runner = GraphRunner(record_on_cuda())
+        self.stepper = Stepper(
+            network, semantics, keep_all=False, slots=self.options.slots, runner=runner
+        )
         self.network = self.stepper.network
         self.frames_tracked = 0
-        self._jobs: list[_Job] = []
+        self.schedule = Schedule(self.options)
+        self._changed = self.schedule.changed
         self._next_key = 0
-        self._changed = threading.Condition()
-        self._stopped = False
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._run, args=(turn,), name=name, daemon=True)
+            for name, turn in (("engine", self._take_turn), ("run lengths", self._write_masks))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def label(
         self,
@@ -221,13 +154,13 @@ class Engine:
         if memory is not None and plan.courses:
             memory.features.focus(min(c.first_told for c in plan.courses.values()))
         with self._changed:
-            if self._stopped:
+            if self.schedule.stopped:
                 raise Cancelled("the engine is closed")
-            job = _Job(video, plan, starts, lane, memory, self._next_key)
+            job = Job(video, plan, starts, lane, memory, self._next_key)
             self._next_key += len(plan.object_ids)
         feeder = threading.Thread(target=self._feed, args=(job,), name="decode", daemon=True)
         with self._changed:
-            self._jobs.append(job)
+            self.schedule.jobs.append(job)
             feeder.start()
         try:
             yield from self._results(job, deadline_s)
@@ -275,17 +208,18 @@ class Engine:
     def close(self) -> None:
         """Stop after the present step; labels in progress raise Cancelled."""
         with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
-        self._thread.join()
+            self.schedule.stop()
+        for thread in self._threads:
+            thread.join()
 
-    def _results(self, job: _Job, deadline_s: float | None) -> Iterator[FrameMasks]:
+    def _results(self, job: Job, deadline_s: float | None) -> Iterator[FrameMasks]:
         began, frames = time.monotonic(), 0
         while True:
             left_s = None if deadline_s is None else began + deadline_s - time.monotonic()
             with self._changed:
                 came = (left_s is None or left_s > 0) and self._changed.wait_for(
-                    lambda: job.results or job.error or job.all_tracked or self._stopped, left_s
+                    lambda: job.results or job.error or job.all_tracked or self.schedule.stopped,
+                    left_s,
                 )
                 if not came:
                     raise DeadlineExceeded(
@@ -305,21 +239,23 @@ class Engine:
 
     # Decoding: one thread for each video.
 
-    def _feed(self, job: _Job) -> None:
+    def _feed(self, job: Job) -> None:
+        is_over = self.schedule.is_over
         try:
             memory, frames = job.memory, job.video
             known = frames if memory is None else KnownFrames(frames, memory.features)
             for visit in job.plan.visits(known):
-                pixels = None
-                if isinstance(visit.frame, Frame):
-                    pixels = self.processor.video_processor.resize(visit.frame.rgb)
+                pixels, frame = None, visit.frame
+                if isinstance(frame, Frame):
+                    pixels = self.processor.video_processor.resize(frame.rgb)
+                    visit = replace(visit, frame=FrameTime(frame.index, frame.pts_s))
                 with self._changed:
                     self._changed.wait_for(
-                        lambda: len(job.decoded) < self.options.frames_ahead or self._is_over(job)
+                        lambda: len(job.decoded) < self.options.frames_ahead or is_over(job)
                     )
-                    if self._is_over(job):
+                    if is_over(job):
                         return
-                    job.decoded.append(_Decoded(job, visit, pixels))
+                    job.decoded.append(Decoded(job, visit, pixels))
                     self._changed.notify_all()
         except BaseException as error:  # crosses to the thread that asked
             job.ended_by = error
@@ -327,94 +263,77 @@ class Engine:
             job.all_decoded = True
             self._changed.notify_all()
 
-    def _is_over(self, job: _Job) -> bool:
-        return job.closed or self._stopped or job.error is not None
-
-    def _fail(self, jobs: Iterable[_Job], error: BaseException) -> None:
-        with self._changed:
-            for job in jobs:
-                job.error = error
-            self._changed.notify_all()
-
-    # The engine's thread: encode, step, and again.
-
     @torch.inference_mode()
-    def _run(self) -> None:
+    def _run(self, turn: Callable[[], bool]) -> None:
+        """Take turn after turn, until the engine is closed."""
         try:
-            while self._take_turn():
+            while turn():
                 pass
         except BaseException as error:  # a defect of the engine's own: nobody may wait for ever
             log.exception("the engine broke")
-            self._fail(self._jobs, error)
             with self._changed:
-                self._stopped = True
-                self._changed.notify_all()
+                self.schedule.fail(self.schedule.jobs, error)
+                self.schedule.stop()
+
+    # Run lengths: one thread for all videos.
+
+    def _write_masks(self) -> bool:
+        """Make one frame's masks run lengths and hand them out; False when closed."""
+        schedule = self.schedule
+        with self._changed:
+            self._changed.wait_for(lambda: schedule.stopped or schedule.unwritten)
+            unwritten = schedule.next_unwritten()
+        if unwritten is None:
+            return not schedule.stopped
+        job, frame, info = unwritten.job, unwritten.frame, unwritten.job.video.info
+        try:
+            masks = unwritten.masks.finish()
+        except BaseException as error:  # of this video's masks alone
+            with self._changed:
+                schedule.fail([job], error)
+            return True
+        result = FrameMasks(frame.index, frame.pts_s, info.height, info.width, masks)
+        with self._changed:
+            job.unwritten -= 1
+            job.results.append(result)
+            self._changed.notify_all()
+        return True
+
+    # The engine's thread: encode, step, and again.
 
     def _take_turn(self) -> bool:
         """Encode and step once, when there is work; False when closed. Between turns, hold nothing.
 
         Whatever fails reaches every video of its batch or step, and no other.
         """
+        schedule = self.schedule
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._has_work())
-            if self._stopped:
+            self._changed.wait_for(lambda: schedule.stopped or schedule.has_work())
+            if schedule.stopped:
                 return False
-            self._drop_finished()
-            frames = self._next_frames()
-        size = self.options.frame_batch
-        for batch in (frames[i : i + size] for i in range(0, len(frames), size)):
-            try:
-                self._encode(batch)
-            except BaseException as error:
-                self._fail((f.job for f in batch), error)
-        with self._changed:
-            step = self._next_step()
-        try:
-            self._step(step)
-        except BaseException as error:
-            self._fail((e.job for e in step), error)
-        return True
-
-    def _has_work(self) -> bool:
-        return any(self._is_finished(job) or self._can_go_on(job) for job in self._jobs)
-
-    def _can_go_on(self, job: _Job) -> bool:
-        to_encode = bool(job.decoded) and not job.encoded
-        return to_encode or (bool(job.encoded) and len(job.results) < self.options.results_ahead)
-
-    def _is_finished(self, job: _Job) -> bool:
-        tracked = job.all_decoded and not job.decoded and not job.encoded
-        return tracked or self._is_over(job)
-
-    def _drop_finished(self) -> None:
-        for job in [j for j in self._jobs if self._is_finished(j)]:
-            job.all_tracked = not self._is_over(job)
-            job.error = job.error or job.ended_by
-            self._jobs.remove(job)
-            job.decoded.clear()  # a decoder that hangs holds the job, and need not hold these
-            job.encoded.clear()
-            if job.in_bank:
+            for job in schedule.drop_finished():
                 for key in job.keys.values():
                     self.stepper.bank.remove_object(key)
-        self._changed.notify_all()
+        while True:  # one look after the other, so that an interactive video is seen at once
+            with self._changed:
+                batch = schedule.next_batch()
+            if not batch:
+                break
+            self._try(self._encode, batch)
+        with self._changed:
+            step = schedule.next_step()
+        if step:
+            self._try(self._step, step)
+        return True
 
-    def _in_turn(self) -> list[_Job]:
-        """Videos that may go on now: interactive ones alone while any has something to do."""
-        urgent = [j for j in self._jobs if j.lane == "interactive" and self._can_go_on(j)]
-        return urgent or self._jobs
+    def _try(self, work: Callable[[list[T]], None], frames: list[T]) -> None:
+        try:
+            work(frames)
+        except BaseException as error:
+            with self._changed:
+                self.schedule.fail((frame.job for frame in frames), error)
 
-    def _next_frames(self) -> list[_Decoded]:
-        """A frame of each video that has none encoded, then more of them to fill the last batch."""
-        jobs = [j for j in self._in_turn() if j.decoded and not j.encoded]
-        frames = [job.decoded.popleft() for job in jobs]
-        room = -len(frames) % self.options.frame_batch
-        while room > 0 and (jobs := [j for j in jobs if j.decoded]):
-            frames += [job.decoded.popleft() for job in jobs[:room]]
-            room -= len(jobs[:room])
-        self._changed.notify_all()
-        return frames
-
-    def _encode(self, frames: list[_Decoded]) -> None:
+    def _encode(self, frames: list[Decoded]) -> None:
         """Put features of frames in their videos' queues, in order."""
         new = [f.pixels for f in frames if f.pixels is not None]
         rows: Iterator[ImageFeatures] = iter(())
@@ -432,20 +351,12 @@ class Engine:
                 features = next(rows)
                 if memory is not None:
                     memory.features.put(seen.index, seen.pts_s, features)
-            frame.job.encoded.append(_Encoded(frame.job, frame.visit, features))
+            frame.job.encoded.append(Encoded(frame.job, frame.visit, features))
 
-    def _next_step(self) -> list[_Encoded]:
-        """The next frame of each video whose masks are being taken."""
-        ahead = self.options.results_ahead
-        jobs = [j for j in self._in_turn() if j.encoded and not self._is_over(j)]
-        return [j.encoded.popleft() for j in jobs if len(j.results) < ahead]
-
-    def _step(self, step: list[_Encoded]) -> None:
+    def _step(self, step: list[Encoded]) -> None:
         """Advance each of these videos by its frame, all their objects together."""
-        if not step:
-            return
         image = join_rows([e.features for e in step])
-        tasks = [e.job.plan.tasks(e.visit) for e in step]
+        tasks = [e.tasks for e in step]
         for encoded in step:
             self._enter_bank(encoded.job)
         wanted = [(e, row, task) for row, e in enumerate(step) for task in tasks[row]]
@@ -477,7 +388,7 @@ class Engine:
             self._finish(encoded, tasks[row], told)
         self.frames_tracked += len(step)
 
-    def _enter_bank(self, job: _Job) -> None:
+    def _enter_bank(self, job: Job) -> None:
         """Before a video's first step: remember its objects as they were where they begin."""
         if job.in_bank:
             return
@@ -487,7 +398,7 @@ class Engine:
         if job.memory is not None and not bank.one_history:
             job.recorder = Recorder(bank, job.plan, job.keys, job.starts, job.memory.snapshots)
 
-    def _ask(self, encoded: _Encoded, row: int, task: Task) -> Ask:
+    def _ask(self, encoded: Encoded, row: int, task: Task) -> Ask:
         job, visit = encoded.job, encoded.visit
         prompt = None
         if task.prompt is not None:
@@ -496,7 +407,7 @@ class Engine:
         # A stream's length is not known, so pointers always reach back the full span.
         return Ask(job.keys[task.object_id], row, visit.frame.index, visit.direction, None, prompt)
 
-    def _finish(self, encoded: _Encoded, tasks: list[Task], answers: dict[int, StepOutput]) -> None:
+    def _finish(self, encoded: Encoded, tasks: list[Task], answers: dict[int, StepOutput]) -> None:
         """Keep what was read ahead, or hand out the masks of a visited frame."""
         job, frame = encoded.job, encoded.visit.frame
         if encoded.visit.stage == "restate":
@@ -506,14 +417,17 @@ class Engine:
         if not ids:
             return
         info = job.video.info
-        masks = tracked_masks(
+        masks = PendingMasks(
             concatenate([answers[o] for o in ids]),
             ids,
             [frame.index in job.plan.courses[o].prompts for o in ids],
             info.height,
             info.width,
         )
-        result = FrameMasks(frame.index, frame.pts_s, info.height, info.width, masks)
         with self._changed:
-            job.results.append(result)
+            if not self.schedule.is_over(job):
+                job.unwritten += 1
+                self.schedule.unwritten.append(
+                    Unwritten(job, FrameTime(frame.index, frame.pts_s), masks)
+                )
             self._changed.notify_all()

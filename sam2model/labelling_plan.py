@@ -31,6 +31,14 @@ class SeenFrame(Protocol):
     def pts_s(self) -> float: ...
 
 
+@dataclass(frozen=True, slots=True)
+class FrameTime:
+    """A frame without its picture."""
+
+    index: int
+    pts_s: float
+
+
 class Frames(Protocol):
     """A video's frames in both directions, as sam2model.video.Video gives them."""
 

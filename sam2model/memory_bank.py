@@ -251,11 +251,14 @@ class MemoryBank:
         longest = self.limits.recent_pointers + 1
         return longest if num_frames is None else min(num_frames, longest)
 
-    def read(self, recalls: Sequence[Recall], spans: Sequence[int]) -> Readout:
+    def read(
+        self, recalls: Sequence[Recall], spans: Sequence[int], *, few_shapes: bool = False
+    ) -> Readout:
         """Gather the pages of N objects that all read the same number of masks.
 
-        spans: `pointer_span` of each object's video. One copy of indices to the device, no
-        wait for it.
+        spans: `pointer_span` of each object's video. few_shapes: have places for as many
+        pointers as objects with so many masks usually read. One copy of indices to the device,
+        no wait for it.
         """
         counts = {len(r.mask_pages) for r in recalls}
         if len(counts) != 1 or 0 in counts:  # fused attention without a key ends the process
@@ -263,6 +266,9 @@ class MemoryBank:
                 f"objects of one step must read equally many masks, 1 or more; got {sorted(counts)}"
             )
         longest = max(1, *(len(r.pointer_pages) for r in recalls)) if recalls else 1
+        if few_shapes:
+            usual = self.limits.recent_pointers + len(recalls[0].mask_pages)
+            longest = usual if longest <= usual else -(-longest // 16) * 16
         pointer_pages, offsets, valid = [], [], []
         for r, span in zip(recalls, spans, strict=True):
             gap = longest - len(r.pointer_pages)

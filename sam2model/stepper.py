@@ -5,11 +5,13 @@ outputs come back in the order asked.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from sam2model.graphs import Directly, Runner
 from sam2model.mask_ops import fill_holes, remove_sprinkles
 from sam2model.memory_bank import (
     BankLimits,
@@ -27,17 +29,29 @@ from sam2model.track_step import ImageFeatures, PromptBatch, Sam2Network, StepOu
 class ModelPrompt:
     """A prompt in model pixels: clicks (a box is two), or a mask at the model's size.
 
-    points: (P, 2) fp32; labels: (P,) int64; mask: (S, S) bool, or None.
+    points: (P, 2) fp32; labels: (P,) int64; mask: (S, S) bool, or None. is_clicks: made of clicks
+    alone, so that it corrects what is there; read from the labels, which must then be at hand.
     """
 
     points: Tensor
     labels: Tensor
     mask: Tensor | None = None
+    is_clicks: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        is_clicks = self.mask is None and bool((self.labels < 2).all())
+        object.__setattr__(self, "is_clicks", is_clicks)
 
     def to(self, device: torch.device) -> "ModelPrompt":
-        """The same prompt on a device."""
-        mask = None if self.mask is None else self.mask.to(device)
-        return ModelPrompt(self.points.to(device), self.labels.to(device), mask)
+        """The same prompt on a device, without waiting for it."""
+        moved = copy(self)
+        for name in ("points", "labels", "mask"):
+            tensor = getattr(self, name)
+            if tensor is not None and device.type == "cuda" and tensor.device.type == "cpu":
+                tensor = tensor.pin_memory()
+            if tensor is not None:
+                object.__setattr__(moved, name, tensor.to(device, non_blocking=True))
+        return moved
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,17 +76,27 @@ class Ask:
 class Stepper:
     """Runs asks through the network and keeps the bank.
 
-    slots: the most objects of one step, which bounds the memory that a step takes.
+    slots: the most objects of one step, which bounds the memory that a step takes. runner: does
+    the steps; one that wants few shapes gets steps of 1, 2, 4, 8 … objects, filled up with
+    repetitions whose answers nobody reads or remembers.
     """
 
     def __init__(
-        self, network: Sam2Network, semantics: Semantics, *, keep_all: bool, slots: int = 16
+        self,
+        network: Sam2Network,
+        semantics: Semantics,
+        *,
+        keep_all: bool,
+        slots: int = 16,
+        runner: Runner | None = None,
     ) -> None:
         config = network.config
         height, width = config.feature_size
         self.network = network.for_compute()
         self.semantics = semantics
         self.slots = slots
+        self._runner = runner or Directly()
+        self._few_shapes = runner is not None
         self.bank = MemoryBank(
             BankLimits(
                 recent_masks=config.num_maskmem - 1,
@@ -91,12 +115,12 @@ class Stepper:
         """Track objects that are already remembered; `remember` the result or only look."""
 
         def run(group: Sequence[Ask]) -> StepOutput:
-            rows = self._rows(image, group)
-            output = self.network.track_step(rows, self._read(group))
+            filled = self._filled(group)
+            inputs = self._rows(image, filled), self._read(filled)
+            output, memory = self._runner.run("track", self._track, *inputs)
             if remember:
-                prompted = torch.zeros(len(group), dtype=torch.bool, device=output.logits.device)
-                self._write(rows, group, output, output.logits, prompted)
-            return self._clean(output)
+                self._write(group, output, memory)
+            return output.rows(slice(0, len(group)))
 
         recalls = {id(a): len(self._recall(a).mask_pages) for a in asks}
         return self._grouped(asks, lambda a: recalls[id(a)], run)
@@ -113,11 +137,10 @@ class Stepper:
             return is_mask, len(ask.prompt.labels), reads, has_previous
 
         def run(group: Sequence[Ask]) -> StepOutput:
-            rows = self._rows(image, group)
-            output, remembered = self._prompt_step(rows, group)
-            prompted = torch.ones(len(group), dtype=torch.bool, device=output.logits.device)
-            self._write(rows, group, output, remembered, prompted)
-            return output
+            filled = self._filled(group)
+            output, memory = self._prompt_step(self._rows(image, filled), filled)
+            self._write(group, output, memory)
+            return output.rows(slice(0, len(group)))
 
         return self._grouped(asks, kind, run)
 
@@ -127,7 +150,9 @@ class Stepper:
         Clicks correct the mask that tracking gives here; a box or a mask stands for itself.
         """
         if self.semantics.feed_previous_logits:
-            blind = [a for a in asks if a.previous_logits is None and _is_clicks(a.prompt)]
+            blind = [
+                a for a in asks if a.previous_logits is None and a.prompt and a.prompt.is_clicks
+            ]
             tracked = {}
             if blind:
                 output = self.track(image, [replace(a, prompt=None) for a in blind], remember=False)
@@ -135,17 +160,19 @@ class Stepper:
             asks = [replace(a, previous_logits=tracked.get(id(a), a.previous_logits)) for a in asks]
         return self.prompt(image, [replace(a, is_correction=True) for a in asks])
 
+    def _track(self, image: ImageFeatures, memory: Readout) -> tuple[StepOutput, Tensor]:
+        """Tracked objects, and what to remember of them."""
+        output = self.network.track_step(image, memory)
+        tracked = torch.zeros_like(output.object_score, dtype=torch.bool)
+        remembered = self.network.encode_memory(image, output.logits, output.object_score, tracked)
+        return self._clean(output), remembered
+
     def _prompt_step(self, rows: ImageFeatures, group: Sequence[Ask]) -> tuple[StepOutput, Tensor]:
-        """The output of prompted objects, and the logits to remember them by."""
+        """Prompted objects, and what to remember of them."""
         prompts = [a.prompt for a in group if a.prompt is not None]
         given = [p.mask for p in prompts if p.mask is not None]
         if given:
-            masks = torch.stack(given)
-            semantics = self.semantics
-            output = self.network.mask_step(rows, masks, semantics.mask_pointer_best_of_three)
-            if semantics.remember_given_masks_in_full:
-                return output, 2 * masks.float() - 1
-            return output, output.logits
+            return self._runner.run("mask", self._take_masks, rows, torch.stack(given))
         previous = [a.previous_logits for a in group if a.previous_logits is not None]
         batch = PromptBatch(
             torch.stack([p.points for p in prompts]),
@@ -153,8 +180,24 @@ class Stepper:
             torch.stack(previous).clamp(-32, 32) if previous else None,  # as in Meta's code
         )
         memory = self._read(group) if group[0].is_correction else None
-        output = self._clean(self.network.prompt_step(rows, memory, batch))
-        return output, output.logits
+        return self._runner.run("clicks", self._take_clicks, rows, memory, batch)
+
+    def _take_masks(self, image: ImageFeatures, masks: Tensor) -> tuple[StepOutput, Tensor]:
+        semantics = self.semantics
+        output = self.network.mask_step(image, masks, semantics.mask_pointer_best_of_three)
+        in_full = semantics.remember_given_masks_in_full
+        logits = 2 * masks.float() - 1 if in_full else output.logits
+        return output, self._encode_prompted(image, output, logits)
+
+    def _take_clicks(
+        self, image: ImageFeatures, memory: Readout | None, batch: PromptBatch
+    ) -> tuple[StepOutput, Tensor]:
+        output = self._clean(self.network.prompt_step(image, memory, batch))
+        return output, self._encode_prompted(image, output, output.logits)
+
+    def _encode_prompted(self, image: ImageFeatures, output: StepOutput, logits: Tensor) -> Tensor:
+        prompted = torch.ones_like(output.object_score, dtype=torch.bool)
+        return self.network.encode_memory(image, logits, output.object_score, prompted)
 
     def _grouped(
         self,
@@ -178,6 +221,13 @@ class Stepper:
         back = to_device(order, torch.int64, outputs[0].logits.device).argsort()
         return concatenate(outputs).rows(back)
 
+    def _filled(self, group: Sequence[Ask]) -> Sequence[Ask]:
+        """The group, repeating its first up to the next of few sizes."""
+        if not self._few_shapes:
+            return group
+        size = min(1 << (len(group) - 1).bit_length(), self.slots)
+        return [*group, *[group[0]] * (size - len(group))]
+
     def _rows(self, image: ImageFeatures, group: Sequence[Ask]) -> ImageFeatures:
         """The frames of a group: one row when all share a frame, else one for each object."""
         rows = [a.row for a in group]
@@ -190,23 +240,16 @@ class Stepper:
 
     def _read(self, group: Sequence[Ask]) -> Readout:
         recalls = [self._recall(a) for a in group]
-        return self.bank.read(recalls, [self.bank.pointer_span(a.num_frames) for a in group])
+        spans = [self.bank.pointer_span(a.num_frames) for a in group]
+        return self.bank.read(recalls, spans, few_shapes=self._few_shapes)
 
-    def _write(
-        self,
-        rows: ImageFeatures,
-        group: Sequence[Ask],
-        output: StepOutput,
-        logits: Tensor,
-        prompted: Tensor,
-    ) -> None:
-        memory = self.network.encode_memory(rows, logits, output.object_score, prompted)
+    def _write(self, group: Sequence[Ask], output: StepOutput, memory: Tensor) -> None:
         self.bank.write(
             [a.key for a in group],
             [a.frame_index for a in group],
             [a.direction for a in group],
-            memory,
-            output.pointer,
+            memory[: len(group)],
+            output.pointer[: len(group)],
             conditioning=group[0].prompt is not None,
         )
 
@@ -218,8 +261,3 @@ class Stepper:
         if self.semantics.sprinkle_area_px > 0:
             logits = remove_sprinkles(logits, self.semantics.sprinkle_area_px)
         return replace(output, logits=logits)
-
-
-def _is_clicks(prompt: ModelPrompt | None) -> bool:
-    """Whether a prompt is made of clicks alone, and so corrects what is there."""
-    return prompt is not None and prompt.mask is None and bool((prompt.labels < 2).all())

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from sam2model.mask_ops import mask_areas, mask_boxes_xyxy, stability_scores, upsample_logits
-from sam2model.rle import encode_runs, runs_to_strings
+from sam2model.rle import Runs, encode_runs, runs_to_strings
 from sam2model.track_step import StepOutput
+from sam2model.transfers import Parked, park
 
 MASK_CHUNK_PX = 64 * 1024 * 1024  # full-size masks made at once: 64 MB as bytes
 
@@ -46,44 +47,94 @@ class FrameMasks:
     masks: list[TrackedMask]
 
 
-def tracked_masks(
-    output: StepOutput, object_ids: Sequence[int], prompted: Sequence[bool], height: int, width: int
-) -> list[TrackedMask]:
-    """The masks of N objects of one frame of height × width px; rows as in `output`."""
-    chunk = max(1, MASK_CHUNK_PX // (height * width))
-    masks: list[TrackedMask] = []
-    for start in range(0, len(object_ids), chunk):
-        part = slice(start, start + chunk)
-        masks += _chunk(output.rows(part), object_ids[part], prompted[part], height, width)
-    return masks
+@dataclass(frozen=True, slots=True, eq=False)
+class _Chunk:
+    """Some objects of a frame on their way to the host.
+
+    numbers: their runs' counts and how many, areas and boxes, scores.
+    """
+
+    output: StepOutput
+    numbers: Parked
 
 
-def _chunk(
-    output: StepOutput, object_ids: Sequence[int], prompted: Sequence[bool], height: int, width: int
-) -> list[TrackedMask]:
-    full = upsample_logits(output.logits, (height, width)) > 0
-    runs = encode_runs(full)
-    whole = torch.cat((mask_areas(full)[:, None], mask_boxes_xyxy(full)), dim=1)
-    scores = (output.object_score, output.iou, stability_scores(output.logits))
-    strings = runs_to_strings(runs.to("cpu"), full)
-    numbers = _rows(torch.stack([s.float() for s in scores], dim=1))
-    return [
-        TrackedMask(
-            object_id=object_id,
-            counts=counts,
-            area_px=int(area),
-            box_xyxy_px=(int(x0), int(y0), int(x1), int(y1)),
-            object_score=score,
-            iou_pred=iou,
-            stability=stability,
-            is_prompt=is_prompt,
+class PendingMasks:
+    """The masks of N objects of one frame, begun on the device: `finish` in another thread.
+
+    On a GPU all is launched here, without waiting, and only runs travel; on a processor there is
+    nothing to be ahead of, so all is left to `finish`.
+    """
+
+    def __init__(
+        self,
+        output: StepOutput,
+        object_ids: Sequence[int],
+        prompted: Sequence[bool],
+        height: int,
+        width: int,
+    ) -> None:
+        """Of a frame of height × width px; rows as in `output`, which nobody may write to."""
+        self.object_ids, self.prompted = object_ids, prompted
+        self.height, self.width = height, width
+        rows = max(1, MASK_CHUNK_PX // (height * width))
+        parts = [output.rows(slice(i, i + rows)) for i in range(0, len(object_ids), rows)]
+        is_ahead = output.logits.device.type == "cuda"
+        self._chunks = [self._launch(part) for part in parts] if is_ahead else []
+        self._parts = [] if is_ahead else parts
+
+    def finish(self) -> list[TrackedMask]:
+        """The masks; waits for the device. To be called once."""
+        masks: list[TrackedMask] = []
+        ids, prompted = list(self.object_ids), list(self.prompted)
+        parts, chunks = self._parts, self._chunks
+        self._parts, self._chunks = [], []
+        with torch.inference_mode():
+            for chunk in (*chunks, *(self._launch(part) for part in parts)):
+                done = len(masks)
+                masks += self._finish(chunk, ids[done:], prompted[done:])
+        return masks
+
+    def _launch(self, output: StepOutput) -> _Chunk:
+        full = self._full_size(output)
+        runs = encode_runs(full)
+        whole = torch.cat((mask_areas(full)[:, None], mask_boxes_xyxy(full)), dim=1)
+        scores = (output.object_score, output.iou, stability_scores(output.logits))
+        numbers = torch.stack([s.float() for s in scores], dim=1)
+        return _Chunk(output, park(runs.counts, runs.num_runs, whole, numbers))
+
+    def _full_size(self, output: StepOutput) -> Tensor:
+        return upsample_logits(output.logits, (self.height, self.width)) > 0
+
+    def _finish(
+        self, chunk: _Chunk, object_ids: Sequence[int], prompted: Sequence[bool]
+    ) -> list[TrackedMask]:
+        counts, num_runs, whole, numbers = chunk.numbers.wait()
+        runs = Runs(counts, num_runs)
+        # A mask of more runs than were made room for is made again; that is rarer than keeping
+        # all masks at full size until then would be dear.
+        again = self._full_size(chunk.output) if bool(runs.overflowed.any()) else None
+        rows = zip(
+            object_ids,
+            prompted,
+            runs_to_strings(runs, again),
+            whole.tolist(),
+            numbers.tolist(),
+            strict=False,
         )
-        for object_id, is_prompt, counts, (area, x0, y0, x1, y1), (score, iou, stability) in zip(
-            object_ids, prompted, strings, _rows(whole), numbers, strict=True
-        )
-    ]
-
-
-def _rows(values: Tensor) -> list[list[float]]:
-    rows: list[list[float]] = values.cpu().tolist()
-    return rows
+        return [
+            TrackedMask(
+                object_id=object_id,
+                counts=string,
+                area_px=area,
+                box_xyxy_px=(x0, y0, x1, y1),
+                object_score=score,
+                iou_pred=iou,
+                stability=stability,
+                is_prompt=is_prompt,
+            )
+            for object_id, is_prompt, string, (area, x0, y0, x1, y1), (
+                score,
+                iou,
+                stability,
+            ) in rows
+        ]

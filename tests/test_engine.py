@@ -35,6 +35,7 @@ from sam2model.video import Frame, Video, VideoError, VideoInfo
 SEED, SAME = 55, 1e-4
 PROCESSOR = Sam2VideoProcessor(Sam2VideoVideoProcessor(SIZE))
 HEIGHT, WIDTH_PX = 96, 128
+THREADS = {"engine", "run lengths"}  # of an engine at rest
 PATIENCE_S = 60.0  # only so that a defect fails and does not hang
 
 DISC, CORNER = (20.0, 60.0), (100.0, 30.0)
@@ -93,13 +94,13 @@ def running(network: Sam2Network, **options: int) -> Iterator[WatchedEngine]:
 
 
 def engine_threads(others: Set[threading.Thread] = frozenset()) -> set[str]:
-    return {t.name for t in set(threading.enumerate()) - others} & {"engine", "decode", "prefetch"}
+    return {t.name for t in set(threading.enumerate()) - others} & {*THREADS, "decode", "prefetch"}
 
 
 def is_at_rest(engine: Engine) -> bool:
     """Whether every video has left; asked between two turns of the engine, not within one."""
     with engine._changed:
-        return not engine._jobs
+        return not engine.schedule.jobs
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:
@@ -327,7 +328,7 @@ def test_objects_of_several_videos_share_a_step(network: Sam2Network) -> None:
         readers = [threading.Thread(target=list, args=(frames,)) for frames in labels]
         for reader in readers:
             reader.start()
-        wait_until(lambda: len(engine._jobs) == 4)
+        wait_until(lambda: len(engine.schedule.jobs) == 4)
         for video in videos:
             video.gate.set()
         for reader in readers:
@@ -396,7 +397,7 @@ def test_no_step_or_batch_of_frames_is_larger_than_the_options_say(network: Sam2
         readers = [threading.Thread(target=list, args=(frames,)) for frames in labels]
         for reader in readers:
             reader.start()
-        wait_until(lambda: len(engine._jobs) == 5)
+        wait_until(lambda: len(engine.schedule.jobs) == 5)
         for video in videos:
             video.gate.set()
         for reader in readers:
@@ -601,7 +602,7 @@ def test_closing_an_iterator_early_ends_its_thread_and_frees_its_pages(
 
         frames.close()
 
-        assert engine_threads() == {"engine"}  # its decoder has ended before `close` returns
+        assert engine_threads() == THREADS  # its decoder has ended before `close` returns
         wait_until(lambda: is_at_rest(engine))
         assert engine.stepper.bank.mask_pages_in_use == 0
         assert video.given < 100
@@ -617,7 +618,7 @@ def test_an_iterator_that_nobody_holds_any_more_is_closed(network: Sam2Network) 
         del frames
 
         wait_until(lambda: is_at_rest(engine))
-        assert engine_threads() == {"engine"}
+        assert engine_threads() == THREADS
 
 
 def test_a_video_that_is_not_read_waits_and_holds_no_more_than_its_options_say(
@@ -741,7 +742,7 @@ def test_a_video_that_hangs_ends_at_its_deadline_and_the_others_go_on(
         assert [f.frame_index for f in (first, *beside)] == list(range(12))
         wait_until(lambda: hanging.alive <= 1)  # the one in the decoder's hand
         hanging.gate.set()  # the decoder's thread notices that nobody waits for it
-        wait_until(lambda: engine_threads() == {"engine"})
+        wait_until(lambda: engine_threads() == THREADS)
         assert hanging.given <= 5
 
 
@@ -755,7 +756,7 @@ def test_an_engine_that_breaks_tells_everybody_who_waits(
     def broken() -> list[Any]:
         raise KeyError("a defect")
 
-    monkeypatch.setattr(engine, "_next_step", broken)
+    monkeypatch.setattr(engine.schedule, "next_step", broken)
 
     with pytest.raises(KeyError, match="a defect"):
         list(frames)
