@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 ALL_DONE = 0
-BROKEN = 1  # a defect or a failing machine: traceback on stderr
+BROKEN = 1  # a defect (traceback on stderr) or a failing machine or store
 BAD_INPUT = 2  # the caller can mend it: one line on stderr
 FINISHED_WITH_FAILURES = 3
 
@@ -24,6 +24,8 @@ FINISHED_WITH_FAILURES = 3
 # by name, because importing the classes would load pyarrow and fsspec for every `--help`.
 OUR_PACKAGES = ("sam2model", "workflows", "jobs")
 INPUT_ERRORS = frozenset({"NotFound", "StaleRevision", "TooLarge", "UriNotAllowed"})
+# what a disk or a store refused, and the message says all: no traceback would tell more
+STORE_ERRORS = frozenset({"Unreadable"})
 
 
 class UsageError(ValueError):
@@ -124,7 +126,8 @@ def guarded(call: Callable[[], int]) -> int:
         name = _input_error(error)
         if name is not None:
             return _report(name, " ".join(str(error).split()), BAD_INPUT)
-        traceback.print_exc()
+        if type(error).__name__ not in STORE_ERRORS:
+            traceback.print_exc()
         return _report(type(error).__name__, " ".join(str(error).split()), BROKEN)
 
 

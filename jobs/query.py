@@ -1,17 +1,16 @@
 """Ask a dataset in SQL: masks, tracks, videos, runs, current_masks, current_tracks."""
 
 import argparse
-import json
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING
 
 from jobs._cli import Result, UsageError, job_parser, run
 from jobs._labels import add_at_option
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from workflows.storage import Storage
 
 MASKS_PER_VIDEO = """
 SELECT video_id, count(DISTINCT object_id) AS objects, count(DISTINCT frame_index) AS frames,
@@ -19,80 +18,66 @@ SELECT video_id, count(DISTINCT object_id) AS objects, count(DISTINCT frame_inde
        round(avg(object_score), 2) AS object_score
 FROM current_masks GROUP BY video_id ORDER BY video_id
 """
-WIDEST_CELL = 60  # characters; run lengths of a mask are hundreds
-ROWS_SHOWN = 200
+FORMATS = ("table", "csv", "jsonl", "parquet")
+TABLES = """
+DESCRIBE current_masks (or masks, tracks, current_tracks, videos, runs) tells the columns; README.md
+has questions to begin with. A statement that would write, or read anything else, is refused.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = job_parser("query", __doc__ or "")
+    parser.epilog = TABLES
     parser.add_argument(
         "sql", metavar="SQL", nargs="?", help="one SELECT; default: masks per video"
     )
     parser.add_argument("--dataset", metavar="URI", required=True, help="folder of the dataset")
     parser.add_argument(
         "--format",
-        default="table",
-        choices=["table", "csv", "jsonl", "parquet"],
-        help="of the answer, default table",
+        choices=FORMATS,
+        help="of the answer; default: as the name of --output ends, else table",
     )
-    parser.add_argument("--output", metavar="FILE", type=Path, help="write the answer to a file")
+    parser.add_argument("--output", metavar="URI", help="write the answer to a file")
     add_at_option(parser)
     return run(parser, query, argv)
 
 
 def query(options: argparse.Namespace) -> Result:
     """Answer one SELECT, to standard output or a file."""
+    from workflows.answer_files import write_answer
     from workflows.config import StorageOnlyConfig, load_config
     from workflows.query import Dataset
     from workflows.storage import Storage
 
-    if options.format == "parquet" and options.output is None:
+    kind = options.format or _format_of(options.output)
+    if kind == "parquet" and options.output is None:
         raise UsageError("maskmill query: --format parquet needs --output FILE")
-    config = load_config(StorageOnlyConfig, options.config, options.overrides)
-    dataset = Dataset(options.dataset, Storage(config.storage))
-    answer = dataset.sql(options.sql or MASKS_PER_VIDEO, at=options.at)
-    if options.output is None:
-        sys.stdout.write(_text(answer, options.format))
-    elif options.format == "parquet":
-        import pyarrow.parquet as pq
-
-        pq.write_table(answer, options.output)
-    else:
-        options.output.write_text(_text(answer, options.format))
-    summary: dict[str, object] = {"rows": answer.num_rows, "dataset_version": dataset.version}
+    storage = Storage(load_config(StorageOnlyConfig, options.config, options.overrides).storage)
+    dataset = Dataset(options.dataset, storage)
+    sql = MASKS_PER_VIDEO if options.sql is None else options.sql
+    with dataset.answer(sql, at=options.at) as answer, _opened(storage, options.output) as sink:
+        num_rows = write_answer(answer, kind, sink)
+    summary: dict[str, object] = {"rows": num_rows, "dataset_version": dataset.version}
     if options.output is not None:
-        summary["output"] = str(options.output)
+        summary["output"] = options.output
     return Result(summary)
 
 
-def _text(answer: "pa.Table", kind: str) -> str:
-    """The answer as lines of text; csv and jsonl whole, a table as far as one reads it."""
-    if kind == "csv":
-        import pyarrow.csv
-
-        sink = pyarrow.BufferOutputStream()
-        pyarrow.csv.write_csv(answer, sink)
-        return str(sink.getvalue().to_pybytes().decode())
-    if kind == "jsonl":
-        lines = [json.dumps(row, default=str) for row in answer.to_pylist()]
-        return "".join(line + "\n" for line in lines)
-    return _table(answer)
+def _format_of(output: str | None) -> str:
+    ending = (output or "").rpartition(".")[2].lower()
+    return ending if ending in FORMATS else "table"
 
 
-def _table(answer: "pa.Table") -> str:
-    names = list(answer.column_names)
-    rows = [[_cell(row[name]) for name in names] for row in answer.slice(0, ROWS_SHOWN).to_pylist()]
-    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
-    lines = ["  ".join(f"{cell:<{w}}" for cell, w in zip(r, widths, strict=True)) for r in rows]
-    header = "  ".join(f"{name:<{w}}" for name, w in zip(names, widths, strict=True))
-    if answer.num_rows > ROWS_SHOWN:
-        lines.append(f"… {answer.num_rows - ROWS_SHOWN} more rows; --output FILE has all")
-    return "\n".join([header, "  ".join("-" * w for w in widths), *lines, ""])
+@contextmanager
+def _opened(storage: "Storage", output: str | None) -> Iterator[IO[bytes]]:
+    from workflows.large_files import write_large
 
-
-def _cell(value: object) -> str:
-    text = "" if value is None else str(value)
-    return text if len(text) <= WIDEST_CELL else text[: WIDEST_CELL - 1] + "…"
+    if output is None:
+        sys.stdout.flush()
+        yield sys.stdout.buffer
+    else:
+        with write_large(storage, output) as sink:
+            yield sink
 
 
 if __name__ == "__main__":

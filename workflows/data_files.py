@@ -24,6 +24,15 @@ ROW_GROUP_ROWS = 16_384  # 8k to 32k: small enough to skip within a file, large 
 ZSTD_LEVEL = 3  # the smallest of the codecs tried on COCO counts; higher levels gain under 1 %
 SORT_ORDER = ("video_id", "object_id", "frame_index", "revision")
 STATISTICS = ("video_id", "object_id", "frame_index", "revision")
+# what may lie decoded and unread; by pyarrow's own measure 64 batches of 131,072 rows, some 3 GB
+SCAN = {"batch_size": ROW_GROUP_ROWS, "batch_readahead": 8, "fragment_readahead": 2}
+
+
+class SteadyDataset(ds.FileSystemDataset):  # type: ignore[misc]
+    """Files that are scanned in a bounded amount of memory, whoever scans them: DuckDB too."""
+
+    def scanner(self, **options: Any) -> ds.Scanner:
+        return super().scanner(**{**SCAN, **options})
 
 
 def sorted_rows(table: pa.Table) -> pa.Table:
@@ -82,7 +91,7 @@ def open_files(
     paths: Sequence[str],
     schema: pa.Schema,
     guarantees: Sequence[pc.Expression | None] | None = None,
-) -> ds.FileSystemDataset:
+) -> SteadyDataset:
     """Files of one table as a pyarrow dataset, nothing read yet.
 
     guarantees: what holds for all rows of each file; a scan for anything else leaves it closed.
@@ -93,7 +102,7 @@ def open_files(
         format.make_fragment(path, filesystem, partition_expression=guarantee)
         for path, guarantee in zip(paths, guarantees or [None] * len(paths), strict=True)
     ]
-    return ds.FileSystemDataset(fragments, schema, format, filesystem)
+    return SteadyDataset(fragments, schema, format, filesystem)
 
 
 def read_files(
@@ -123,10 +132,8 @@ def stream_files(
     where: pc.Expression | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """As `read_files`, batch by batch, in constant memory."""
-    scanner = open_files(storage, folder, paths, schema).scanner(
-        columns=schema.names, filter=where, batch_readahead=4, fragment_readahead=4
-    )
-    yield from scanner.to_batches()
+    files = open_files(storage, folder, paths, schema)
+    yield from files.scanner(columns=schema.names, filter=where).to_batches()
 
 
 def read_footer(storage: Storage, folder: str, path: str) -> Mapping[bytes, bytes]:

@@ -8,6 +8,7 @@ it (as SAM 2's own tools do); what the others lose is counted.
 """
 
 import hashlib
+import io
 import json
 import re
 import tempfile
@@ -21,12 +22,13 @@ from urllib.parse import quote
 
 from workflows.config import STRICT
 from workflows.labelled_videos import LabelledVideo
+from workflows.large_files import write_large
 from workflows.storage import Storage
-from workflows.uris import is_local, join_uri, local_path
+from workflows.uris import join_uri
 
 NO_CATEGORY = "object"  # of a track that has none
 LONGEST_FOLDER = 200  # characters; file systems allow 255 bytes with a suffix
-UPLOAD_BYTES = 8 * 2**20
+PIECE_BYTES = 8 * 2**20
 
 
 class ExportError(ValueError):
@@ -120,29 +122,11 @@ class Output:
     @contextmanager
     def write_text(self, path: str) -> Iterator[IO[str]]:
         """A large file, written piece by piece; appears when the block ends without an error."""
-        uri = join_uri(self.root, path)
-        if is_local(uri):
-            local_path(uri).parent.mkdir(parents=True, exist_ok=True)
-        folder = local_path(uri).parent if is_local(uri) else None
-        with tempfile.NamedTemporaryFile("w+", encoding="utf-8", dir=folder, prefix=".") as spool:
-            yield spool
-            spool.flush()
-            self._upload(path, spool.name)
+        with write_large(self.storage, join_uri(self.root, path)) as spool:
+            text = io.TextIOWrapper(spool, encoding="utf-8", write_through=True)
+            yield text
+            text.detach()
         self.written.append(path)
-
-    def _upload(self, path: str, spool: str) -> None:
-        folder, _, name = join_uri(self.root, path).rpartition("/")
-        filesystem = self.storage.arrow_filesystem(folder)
-
-        def attempt(_: float) -> None:
-            # beside the final name first: a reader sees all of it or nothing
-            unfinished = f".{name}.unfinished"
-            with open(spool, "rb") as source, filesystem.open_output_stream(unfinished) as sink:
-                while piece := source.read(UPLOAD_BYTES):
-                    sink.write(piece)
-            filesystem.move(unfinished, name)
-
-        self.storage.retry.call(join_uri(self.root, path), attempt)
 
 
 class ExportFormat(ABC):
@@ -210,7 +194,7 @@ class JsonArrays:
         spool = self._spools[name]
         sink.write("[\n")
         spool.seek(0)
-        while piece := spool.read(UPLOAD_BYTES):
+        while piece := spool.read(PIECE_BYTES):
             sink.write(piece)
         sink.write("\n]\n")
 

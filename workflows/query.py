@@ -1,13 +1,15 @@
 """Reading a dataset: SQL over all of it, one video's masks, any earlier state. Never writes.
 
-Knows nothing of how commits are made, only that a view (dataset_log.py) is whole. DuckDB does the
-SQL over pyarrow datasets, so disk and object stores are read the same way, and skips files by the
-video ids in the log. The current row of an object is the one with its highest revision; it is found
-in tracks, which is small, and masks join it.
+Knows nothing of how commits are made, only that a view (dataset_log.py) is whole, and nothing of
+what SQL may not do (read_only_sql.py). DuckDB does the SQL over pyarrow datasets, so disk and
+object stores are read the same way, and skips files by the video ids in the log. The current row of
+an object is the one with its highest revision; it is found in tracks, which is small, and masks
+join it.
 """
 
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,25 +18,19 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
-from workflows.data_files import open_files, read_files, sorted_rows
+from workflows.data_files import SteadyDataset, open_files, read_files, sorted_rows
 from workflows.dataset_log import DatasetLog
 from workflows.delta_log import TableLog, may_hold
+from workflows.read_only_sql import QueryError as QueryError
+from workflows.read_only_sql import check_only_reads, lock
 from workflows.rows import MASKS_SCHEMA
 from workflows.storage import NotFound, Storage
 
+ANSWERED_ROWS = 65_536  # of an answer at once
+
 At = datetime | int  # a time, or a revision: each object as of its newest one up to that
 
-ALLOWED = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
-LOCKED = """
-    SET TimeZone = 'UTC';
-    SET python_enable_replacements = false;
-    SET autoinstall_known_extensions = false;
-    SET autoload_known_extensions = false;
-    SET enable_external_access = false;
-    SET lock_configuration = true;
-"""
 # inner joins, not windows or semi-joins: DuckDB passes a filter on video_id through to both sides
 VIEWS = """
     CREATE VIEW tracks AS SELECT * FROM _tracks WHERE {tracks_at};
@@ -56,16 +52,31 @@ MASKS_AT = """JOIN (
 ) USING (video_id, object_id, revision)"""
 
 
-class QueryError(ValueError):
-    """A query that is wrong or not allowed; the message says why."""
-
-
 @dataclass(frozen=True, slots=True)
 class View:
     """The files of one complete commit."""
 
     number: int
     files: Mapping[str, pa.Table]
+
+
+class Answer(Iterable[pa.RecordBatch]):
+    """The batches of an answer, each read when it is asked for; once."""
+
+    def __init__(self, reader: pa.RecordBatchReader) -> None:
+        self.schema: pa.Schema = reader.schema
+        self._reader = reader
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        """Raises QueryError for what goes wrong on the way, such as a value that does not fit."""
+        while True:
+            try:
+                batch = self._reader.read_next_batch()
+            except StopIteration:
+                return
+            except (OSError, pa.ArrowException, duckdb.Error) as e:
+                raise QueryError(f"{e}") from e
+            yield batch
 
 
 class Dataset:
@@ -100,15 +111,20 @@ class Dataset:
         parameters: values for the query's `?`. at: an earlier state of labels.
         Raises QueryError for a statement that would write or read anything else, or is wrong.
         """
+        with self.answer(query, parameters, at) as batches:
+            return pa.Table.from_batches(batches, batches.schema)
+
+    @contextmanager
+    def answer(
+        self, query: str, parameters: Sequence[Any] | None = None, at: At | None = None
+    ) -> Iterator["Answer"]:
+        """As `sql`, batch by batch while the block lasts: for answers that memory does not hold."""
         try:
-            kinds = [statement.type for statement in duckdb.extract_statements(query)]
-            if len(kinds) != 1 or kinds[0] not in ALLOWED:
-                found = ", ".join(kind.name for kind in kinds) or "nothing"
-                raise QueryError(f"wanted one SELECT, got {found}; a dataset is only read here")
-            with self._connect(at) as connection:
-                relation = connection.sql(query, params=parameters)
-                answer: pa.Table = relation.to_arrow_table()
-                return answer
+            with duckdb.connect() as connection:
+                check_only_reads(connection, query)
+                self._register(connection, at)
+                reader = connection.sql(query, params=parameters).to_arrow_reader(ANSWERED_ROWS)
+                yield Answer(reader)
         except duckdb.Error as e:
             raise QueryError(f"{e}") from e
 
@@ -187,17 +203,15 @@ class Dataset:
         paths = files["path"].to_pylist()
         return read_files(self.storage, table.folder, paths, table.schema, where)
 
-    def _connect(self, at: At | None) -> duckdb.DuckDBPyConnection:
-        """A database of views, shut off from everything else."""
-        connection = duckdb.connect()
+    def _register(self, connection: duckdb.DuckDBPyConnection, at: At | None) -> None:
+        """Give a database its views and shut it off from everything else."""
         view = self._view
         for table in (self._log.masks, self._log.tracks, self._log.videos, self._log.runs):
             connection.register("_" + table.name, self._scannable(table, view.files[table.name]))
         connection.execute(VIEWS.format(**_conditions(at)))
-        connection.execute(LOCKED)
-        return connection
+        lock(connection)
 
-    def _scannable(self, table: TableLog, files: pa.Table) -> ds.FileSystemDataset:
+    def _scannable(self, table: TableLog, files: pa.Table) -> SteadyDataset:
         """Files that say which videos they hold, so that a scan opens only those it needs."""
         ranges = zip(
             files["min_video_id"].to_pylist(), files["max_video_id"].to_pylist(), strict=True
