@@ -104,11 +104,15 @@ class Dataset:
         return self._view.number
 
     def sql(
-        self, query: str, parameters: Sequence[Any] | None = None, at: At | None = None
+        self,
+        query: str,
+        parameters: Sequence[Any] | Mapping[str, Any] | None = None,
+        at: At | None = None,
     ) -> pa.Table:
         """The answer to one SELECT over masks, tracks, videos, runs and the current_ views.
 
-        parameters: values for the query's `?`. at: an earlier state of labels.
+        parameters: values for the query's `?`, or by name for its `$name`. at: an earlier state of
+        labels.
         Raises QueryError for a statement that would write or read anything else, or is wrong.
         """
         with self.answer(query, parameters, at) as batches:
