@@ -120,7 +120,10 @@ class Dataset:
 
     @contextmanager
     def answer(
-        self, query: str, parameters: Sequence[Any] | None = None, at: At | None = None
+        self,
+        query: str,
+        parameters: Sequence[Any] | Mapping[str, Any] | None = None,
+        at: At | None = None,
     ) -> Iterator["Answer"]:
         """As `sql`, batch by batch while the block lasts: for answers that memory does not hold."""
         try:
