@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam2model import attention_gpu
+
 log = logging.getLogger(__name__)
 
 Kernel = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -114,7 +116,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         return plain(q, k, v)  # the fused kernels' log-sum-exp has no gradient
     key = (q.device.type, q.dtype, v.shape[-1])
     if key not in _chosen:
-        _chosen[key] = _fastest(q, v.shape[-1])
+        if q.device.type == "cuda":
+            _chosen[key] = attention_gpu.fastest(q, v.shape[-1], attention_gpu.candidates(), plain)
+        else:
+            _chosen[key] = _fastest(q, v.shape[-1])
     return _chosen[key](q, k, v)
 
 
@@ -128,7 +133,7 @@ def _fastest(like: Tensor, value_width: int) -> Kernel:
 
     width = like.shape[-1]
     q, k, v = noise(1, 1024, width), noise(1, 4096, width), noise(1, 4096, value_width)
-    names = ["sdpa"] if like.device.type == "cuda" else ["sdpa", "blocked"]
+    names = ["sdpa", "blocked"]
     # Turn by turn and the best of each, so that a busy machine slows all kernels alike.
     rounds = [{name: _time(KERNELS[name], q, k, v) for name in names} for _ in range(5)]
     seconds = {name: min(r[name] for r in rounds) for name in names}
