@@ -8,6 +8,7 @@ every video has few objects. A video is asked for only as fast as its masks are 
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -15,6 +16,7 @@ from typing import TypeVar
 import torch
 
 from sam2model.feature_cache import KnownFrame, KnownFrames
+from sam2model.frame_encoder import FrameEncoder
 from sam2model.graphs import GraphRunner, Runner, record_on_cuda
 from sam2model.labelling_plan import FrameTime, Kind, LabellingPlan, Span, Task, by_object
 from sam2model.processing import Sam2VideoProcessor
@@ -25,8 +27,9 @@ from sam2model.resumption import Start, resume, tell_only
 from sam2model.schedule import Decoded, Encoded, EngineOptions, Job, Lane, Schedule, Unwritten
 from sam2model.semantics import LABELLING, Semantics
 from sam2model.stepper import Ask, Stepper
-from sam2model.track_step import ImageFeatures, Sam2Network, StepOutput, concatenate, join_rows
+from sam2model.track_step import Sam2Network, StepOutput, concatenate, join_rows
 from sam2model.tracked_masks import FrameMasks, PendingMasks
+from sam2model.transfers import send
 from sam2model.video import Frame, Video
 
 __all__ = ["Cancelled", "DeadlineExceeded", "Engine", "EngineOptions", "Lane"]
@@ -69,6 +72,13 @@ class Engine:
             network, semantics, keep_all=False, slots=self.options.slots, runner=runner
         )
         self.network = self.stepper.network
+        self.encoder = FrameEncoder(
+            self.network,
+            processor.video_processor.normalise,
+            self.options.frame_batch,
+            runner,
+            compiles=self.options.compile_encoder,
+        )
         self.frames_tracked = 0
         self.schedule = Schedule(self.options)
         self._changed = self.schedule.changed
@@ -247,7 +257,8 @@ class Engine:
             for visit in job.plan.visits(known):
                 pixels, frame = None, visit.frame
                 if isinstance(frame, Frame):
-                    pixels = self.processor.video_processor.resize(frame.rgb)
+                    resized = self.processor.video_processor.resize(frame.rgb)
+                    pixels = send(resized, self.network.device)
                     visit = replace(visit, frame=FrameTime(frame.index, frame.pts_s))
                 with self._changed:
                     self._changed.wait_for(
@@ -330,19 +341,14 @@ class Engine:
         try:
             work(frames)
         except BaseException as error:
+            traceback.clear_frames(error.__traceback__)  # they would hold what had no room
             with self._changed:
                 self.schedule.fail((frame.job for frame in frames), error)
 
     def _encode(self, frames: list[Decoded]) -> None:
         """Put features of frames in their videos' queues, in order."""
-        new = [f.pixels for f in frames if f.pixels is not None]
-        rows: Iterator[ImageFeatures] = iter(())
-        if new:
-            pixels = torch.stack(new)
-            if self.network.device.type == "cuda":
-                pixels = pixels.pin_memory().to(self.network.device, non_blocking=True)
-            batch = self.network.encode_images(self.processor.video_processor.normalise(pixels))
-            rows = (batch.rows(slice(row, row + 1)) for row in range(len(new)))
+        new = [f.pixels.arrived() for f in frames if f.pixels is not None]
+        rows = iter(self.encoder.encode(new) if new else [])
         for frame in frames:
             seen, memory = frame.visit.frame, frame.job.memory
             if isinstance(seen, KnownFrame):
