@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import torch
 
+from sam2model.device_budget import free_bytes_on_cuda, peak_bytes_on_cuda, slots_that_fit
 from sam2model.feature_cache import KnownFrame, KnownFrames
 from sam2model.frame_encoder import FrameEncoder
 from sam2model.graphs import GraphRunner, Runner, record_on_cuda
@@ -68,9 +69,10 @@ class Engine:
         self.options = options or EngineOptions()
         if runner is None and network.device.type == "cuda" and self.options.graphs:
             runner = GraphRunner(record_on_cuda())
-        self.stepper = Stepper(
-            network, semantics, keep_all=False, slots=self.options.slots, runner=runner
-        )
+        slots = self.options.slots
+        self.stepper = Stepper(network, semantics, keep_all=False, slots=slots, runner=runner)
+        if network.device.type == "cuda":
+            self._fit_slots(network.device)
         self.network = self.stepper.network
         self.encoder = FrameEncoder(
             self.network,
@@ -246,6 +248,15 @@ class Engine:
                     raise Cancelled("the engine was closed while this video was being labelled")
             frames += 1
             yield result
+
+    @torch.inference_mode()
+    def _fit_slots(self, device: torch.device) -> None:
+        """Take no larger steps than the device has memory for."""
+        self.stepper.rehearse(1)  # kernels are measured and loaded, which takes memory too
+        measure = peak_bytes_on_cuda(self.stepper.rehearse, device)
+        slots = slots_that_fit(measure, free_bytes_on_cuda(device), self.options.slots)
+        self.stepper.slots = slots
+        self.options = replace(self.options, slots=slots)
 
     # Decoding: one thread for each video.
 

@@ -229,6 +229,7 @@ def test_flexible_attention_is_called_as_it_wants(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("value_width", [64, 256])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_some_kernel_besides_the_definition_works_on_this_gpu(
@@ -241,6 +242,7 @@ def test_some_kernel_besides_the_definition_works_on_this_gpu(
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_triton_kernel_is_right_on_this_gpu(dtype: torch.dtype) -> None:
     pytest.importorskip("triton")
