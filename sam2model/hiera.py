@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam2model.attention import attend
 from sam2model.configuration import Sam2HieraDetConfig
 from sam2model.derived import DerivedModule
 
@@ -79,11 +80,19 @@ class WindowAttention(nn.Module):
             q = _pool(q, self.query_stride)
         side = q.shape[1]
         q, k, v = self._split_heads(q), self._split_heads(k), self._split_heads(v)
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = self._look(q, k, v)
         out = out.transpose(1, 2).reshape(batch, rows, columns, side, side, -1)
         out = out.transpose(2, 3).reshape(batch, rows * side, columns * side, -1)
         stride_y, stride_x = self.query_stride or (1, 1)
         return self.proj(out[:, : height // stride_y, : width // stride_x])
+
+    def _look(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Softmax attention, (B, heads, L, D) each → the same."""
+        if self.window or q.device.type != "cpu" or q.requires_grad:
+            return F.scaled_dot_product_attention(q, k, v)
+        scale = q.shape[-1] ** -0.5
+        out, _ = attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), scale)
+        return out.to(q.dtype).view_as(q)
 
     def _split_heads(self, tokens: Tensor) -> Tensor:
         """(B, h, w, heads·D) → (B, heads, h·w, D)."""

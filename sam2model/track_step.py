@@ -19,7 +19,7 @@ from sam2model.memory_attention import MemoryAttention, MemoryKeys
 from sam2model.memory_bank import Readout
 from sam2model.memory_encoder import MemoryEncoder
 from sam2model.position_encoding import FourierEncoding, sine_encoding, temporal_encoding
-from sam2model.precision import fastest_dtype
+from sam2model.precision import compute_dtype
 from sam2model.prompt_encoder import PromptEncoder
 
 ABSENT_LOGIT = -1024.0  # every pixel of an object that is not in the frame
@@ -179,12 +179,12 @@ class Sam2Network(DerivedModule[NetworkConstants]):
         return self.no_memory_embedding.dtype
 
     def for_compute(self) -> "Sam2Network":
-        """This network, or its fp32 copy on a processor that multiplies fp32 faster.
+        """This network, or its fp32 copy on a processor without products of its dtype.
 
         The copy holds the same weights, so it differs by less rounding only; it lasts until the
         weights are loaded, moved or trained.
         """
-        if self.training or fastest_dtype(self.device, self.dtype) == self.dtype:
+        if self.training or compute_dtype(self.device, self.dtype) == self.dtype:
             return self
         if self._fp32_copy is None:
             copy = Sam2Network(self.config).to(torch.float32).eval()

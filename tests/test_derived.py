@@ -154,16 +154,16 @@ def _constants(network: Sam2Network) -> list[Tensor]:
     ]
 
 
-# The fp32 copy of a bf16 model, for processors that multiply fp32 faster.
+# The fp32 copy of a bf16 model, for processors that cannot multiply bf16.
 
 
 @pytest.fixture
-def fp32_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(track_step, "fastest_dtype", lambda device, wanted: torch.float32)
+def no_bf16_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(track_step, "compute_dtype", lambda device, wanted: torch.float32)
 
 
-@pytest.mark.usefixtures("fp32_is_faster")
-def test_a_bf16_model_computes_with_the_same_weights_in_fp32_where_that_is_faster() -> None:
+@pytest.mark.usefixtures("no_bf16_products")
+def test_a_bf16_model_computes_with_the_same_weights_in_fp32_where_bf16_has_no_products() -> None:
     network: Sam2Network = small_network().to(torch.bfloat16)
 
     copied = network.for_compute()
@@ -175,7 +175,7 @@ def test_a_bf16_model_computes_with_the_same_weights_in_fp32_where_that_is_faste
     assert all(p.dtype == torch.bfloat16 for p in network.parameters())  # the copy is no part
 
 
-@pytest.mark.usefixtures("fp32_is_faster")
+@pytest.mark.usefixtures("no_bf16_products")
 def test_the_fp32_copy_follows_the_weights() -> None:
     network: Sam2Network = small_network().to(torch.bfloat16)
     before = network.for_compute()
@@ -188,7 +188,7 @@ def test_the_fp32_copy_follows_the_weights() -> None:
     assert torch.equal(after.get_parameter(name), network.get_parameter(name).float())
 
 
-@pytest.mark.usefixtures("fp32_is_faster")
+@pytest.mark.usefixtures("no_bf16_products")
 def test_a_model_that_trains_or_is_in_fp32_computes_itself() -> None:
     network: Sam2Network = small_network()
     assert network.for_compute() is network

@@ -365,7 +365,7 @@ def every_step(network: Sam2Network, device: str = "cpu") -> list[Callable[[], o
     ]
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", sorted({*KERNELS} - {"blocked"}))  # which is for processors
 def test_no_operator_of_a_step_waits_for_the_device(network: Sam2Network, kernel: str) -> None:
     force_kernel(kernel)
     for step in every_step(network):
@@ -393,10 +393,9 @@ def test_the_watch_would_see_a_wait() -> None:
             read(values.to("meta"))
 
 
-@pytest.mark.parametrize("kernel", ["blocked", "plain"])
-def test_a_step_needs_no_values_to_know_its_shapes(kernel: str) -> None:
+def test_a_step_needs_no_values_to_know_its_shapes() -> None:
     # On this device there are no values: reading one, or copying one to the host, raises.
-    force_kernel(kernel)
+    force_kernel(None)  # a processor's kernel may read one
     network: Sam2Network = small_network().to("meta")
 
     outputs = [step() for step in every_step(network, "meta")]
@@ -423,6 +422,7 @@ class BlockingCopies(TorchFunctionMode):
 
 def test_objects_of_several_frames_are_stepped_and_remembered_without_waiting() -> None:
     # As in the test before: whatever reads a value on this device raises.
+    force_kernel(None)
     network: Sam2Network = small_network().to("meta")
     stepper = Stepper(network, LABELLING, keep_all=False, slots=2)
     image = network.encode_images(random_pixels(2).to("meta"))
