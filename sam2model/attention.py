@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam2model import attention_gpu
 from sam2model.host_threads import run_parts
 
 log = logging.getLogger(__name__)
@@ -147,7 +148,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> tuple[Tensor,
         return plain(q, k, v, scale)  # the fused kernels' log-sum-exp has no gradient
     key = (q.device.type, q.dtype, v.shape[-1])
     if key not in _chosen:
-        _chosen[key] = _choose(q, v.shape[-1])
+        if q.device.type == "cuda":
+            _chosen[key] = attention_gpu.fastest(q, v.shape[-1], attention_gpu.candidates(), plain)
+        else:
+            _chosen[key] = _choose(q, v.shape[-1])
     return _chosen[key](q, k, v, scale)
 
 

@@ -8,13 +8,16 @@ every video has few objects. A video is asked for only as fast as its masks are 
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 import torch
 
+from sam2model.device_budget import free_bytes_on_cuda, peak_bytes_on_cuda, slots_that_fit
 from sam2model.feature_cache import KnownFrame, KnownFrames
+from sam2model.frame_encoder import FrameEncoder
 from sam2model.graphs import GraphRunner, Runner, record_on_cuda
 from sam2model.labelling_plan import FrameTime, Kind, LabellingPlan, Span, Task, by_object
 from sam2model.processing import Sam2VideoProcessor
@@ -25,8 +28,9 @@ from sam2model.resumption import Start, resume, tell_only
 from sam2model.schedule import Decoded, Encoded, EngineOptions, Job, Lane, Schedule, Unwritten
 from sam2model.semantics import LABELLING, Semantics
 from sam2model.stepper import Ask, Stepper
-from sam2model.track_step import ImageFeatures, Sam2Network, StepOutput, concatenate, join_rows
+from sam2model.track_step import Sam2Network, StepOutput, concatenate, join_rows
 from sam2model.tracked_masks import FrameMasks, PendingMasks
+from sam2model.transfers import send
 from sam2model.video import Frame, Video
 
 __all__ = ["Cancelled", "DeadlineExceeded", "Engine", "EngineOptions", "Lane"]
@@ -65,10 +69,18 @@ class Engine:
         self.options = options or EngineOptions()
         if runner is None and network.device.type == "cuda" and self.options.graphs:
             runner = GraphRunner(record_on_cuda())
-        self.stepper = Stepper(
-            network, semantics, keep_all=False, slots=self.options.slots, runner=runner
-        )
+        slots = self.options.slots
+        self.stepper = Stepper(network, semantics, keep_all=False, slots=slots, runner=runner)
+        if network.device.type == "cuda":
+            self._fit_slots(network.device)
         self.network = self.stepper.network
+        self.encoder = FrameEncoder(
+            self.network,
+            processor.video_processor.normalise,
+            self.options.frame_batch,
+            runner,
+            compiles=self.options.compile_encoder,
+        )
         self.frames_tracked = 0
         self.schedule = Schedule(self.options)
         self._changed = self.schedule.changed
@@ -237,6 +249,15 @@ class Engine:
             frames += 1
             yield result
 
+    @torch.inference_mode()
+    def _fit_slots(self, device: torch.device) -> None:
+        """Take no larger steps than the device has memory for."""
+        self.stepper.rehearse(1)  # kernels are measured and loaded, which takes memory too
+        measure = peak_bytes_on_cuda(self.stepper.rehearse, device)
+        slots = slots_that_fit(measure, free_bytes_on_cuda(device), self.options.slots)
+        self.stepper.slots = slots
+        self.options = replace(self.options, slots=slots)
+
     # Decoding: one thread for each video.
 
     def _feed(self, job: Job) -> None:
@@ -247,7 +268,8 @@ class Engine:
             for visit in job.plan.visits(known):
                 pixels, frame = None, visit.frame
                 if isinstance(frame, Frame):
-                    pixels = self.processor.video_processor.resize(frame.rgb)
+                    resized = self.processor.video_processor.resize(frame.rgb)
+                    pixels = send(resized, self.network.device)
                     visit = replace(visit, frame=FrameTime(frame.index, frame.pts_s))
                 with self._changed:
                     self._changed.wait_for(
@@ -330,19 +352,14 @@ class Engine:
         try:
             work(frames)
         except BaseException as error:
+            traceback.clear_frames(error.__traceback__)  # they would hold what had no room
             with self._changed:
                 self.schedule.fail((frame.job for frame in frames), error)
 
     def _encode(self, frames: list[Decoded]) -> None:
         """Put features of frames in their videos' queues, in order."""
-        new = [f.pixels for f in frames if f.pixels is not None]
-        rows: Iterator[ImageFeatures] = iter(())
-        if new:
-            pixels = torch.stack(new)
-            if self.network.device.type == "cuda":
-                pixels = pixels.pin_memory().to(self.network.device, non_blocking=True)
-            batch = self.network.encode_images(self.processor.video_processor.normalise(pixels))
-            rows = (batch.rows(slice(row, row + 1)) for row in range(len(new)))
+        new = [f.pixels.arrived() for f in frames if f.pixels is not None]
+        rows = iter(self.encoder.encode(new) if new else [])
         for frame in frames:
             seen, memory = frame.visit.frame, frame.job.memory
             if isinstance(seen, KnownFrame):

@@ -7,6 +7,7 @@ levels of 0 to 255, as torchvision does.
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,7 @@ class Sam2VideoVideoProcessor:
 
     def normalise(self, image: Tensor) -> Tensor:
         """(…, 3, S, S) uint8 → fp32 with zero mean and unit deviation on ImageNet."""
-        mean = torch.tensor(self.image_mean, device=image.device).view(3, 1, 1) * 255
-        std = torch.tensor(self.image_std, device=image.device).view(3, 1, 1) * 255
+        mean, std = _shades(tuple(self.image_mean), tuple(self.image_std), image.device)
         return (image.float() - mean) / std
 
     def __call__(
@@ -106,6 +106,16 @@ class FileFrames:
     def __getitem__(self, index: int) -> Tensor:
         frame = self._video.frame(index)
         return self._processor.normalise(self._processor.resize(frame.rgb))
+
+
+@cache
+def _shades(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Mean and spread of the colours, (3, 1, 1) of 0 to 255; brought to a device only once."""
+    with torch.inference_mode(False):
+        both = torch.tensor([mean, std], device=device).view(2, 3, 1, 1) * 255
+    return both[0], both[1]
 
 
 def to_rgb(frame: Image) -> Tensor:

@@ -12,14 +12,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from torch import Tensor
-
 from sam2model.labelling_plan import LabellingPlan, SeenFrame, Task, Visit
 from sam2model.recorder import Recorder
 from sam2model.refinement_memory import VideoMemory
 from sam2model.resumption import Start
 from sam2model.track_step import ImageFeatures, StepOutput
 from sam2model.tracked_masks import FrameMasks, PendingMasks
+from sam2model.transfers import Arriving
 from sam2model.video import Video
 
 Lane = Literal["bulk", "interactive"]
@@ -32,6 +31,7 @@ class EngineOptions:
     slots: objects of one step. frame_batch: frames encoded together, of any videos.
     frames_ahead: frames of one video decoded before they are needed. results_ahead: frames of
     masks of one video that may wait to be taken. graphs: on a GPU, repeat steps as CUDA graphs.
+    compile_encoder: have torch compile the image encoder, which pays on long runs.
     """
 
     slots: int = 16
@@ -39,6 +39,7 @@ class EngineOptions:
     frames_ahead: int = 8
     results_ahead: int = 16
     graphs: bool = True
+    compile_encoder: bool = False
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -54,7 +55,7 @@ class Decoded:
 
     job: "Job"
     visit: Visit
-    pixels: Tensor | None
+    pixels: Arriving | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

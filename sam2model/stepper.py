@@ -160,6 +160,27 @@ class Stepper:
             asks = [replace(a, previous_logits=tracked.get(id(a), a.previous_logits)) for a in asks]
         return self.prompt(image, [replace(a, is_correction=True) for a in asks])
 
+    def rehearse(self, count: int) -> None:
+        """Do a step of so many objects, each on a frame of its own, that remember all they can.
+
+        Nothing is read or remembered. What kernels and libraries do on their first call is done.
+        """
+        network, limits = self.network, self.bank.limits
+        device, size = network.device, network.config.image_size
+        image = network.encode_images(torch.zeros((1, 3, size, size), device=device))
+        rows = image.rows(torch.zeros(count, dtype=torch.int64, device=device))
+        masks, pointers = 1 + limits.recent_masks, 1 + limits.recent_pointers
+        places, channels = image.coarse.shape[1], network.config.memory_encoder_output_channels
+        hidden = network.config.hidden_size
+        memory = Readout(
+            torch.zeros((count, masks, places, channels), dtype=torch.bfloat16, device=device),
+            torch.arange(masks, device=device).expand(count, -1),
+            torch.zeros((count, pointers, hidden), dtype=network.dtype, device=device),
+            torch.zeros((count, pointers), device=device),
+            torch.ones((count, pointers), dtype=torch.bool, device=device),
+        )
+        self._track(rows, memory)
+
     def _track(self, image: ImageFeatures, memory: Readout) -> tuple[StepOutput, Tensor]:
         """Tracked objects, and what to remember of them."""
         output = self.network.track_step(image, memory)

@@ -55,6 +55,34 @@ def park(*tensors: Tensor) -> Parked:
     return Parked(tuple(copies), copied)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Arriving:
+    """A tensor on its way to a device."""
+
+    _tensor: Tensor
+    _copied: "torch.cuda.Event | None" = None
+
+    def arrived(self) -> Tensor:
+        """The tensor; the device's present stream waits for it, the thread does not."""
+        if self._copied is not None:
+            stream = torch.cuda.current_stream(self._tensor.device)
+            stream.wait_event(self._copied)
+            self._tensor.record_stream(stream)
+        return self._tensor
+
+
+def send(tensor: Tensor, device: torch.device) -> Arriving:
+    """Begin to copy a tensor to a device."""
+    if device.type != "cuda":
+        return Arriving(tensor.to(device))
+    stream = _copying_stream(device)
+    with torch.cuda.stream(stream):
+        moved = tensor.pin_memory().to(device, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record(stream)
+    return Arriving(moved, copied)
+
+
 @cache
 def _copying_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,11 +127,17 @@ def object_store(
     object_store_server: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[ObjectStore]:
     """The server with an empty bucket `maskmill-test`, in good health."""
+    with empty_bucket(object_store_server, monkeypatch) as store:
+        yield store
+
+
+@contextmanager
+def empty_bucket(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+    """A server with the bucket, whose contents are gone afterwards."""
     import botocore.session
 
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
-    store = object_store_server
     client = botocore.session.get_session().create_client("s3", endpoint_url=store.endpoint_url)
     client.create_bucket(Bucket=BUCKET)
     store.behave()

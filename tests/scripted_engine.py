@@ -14,7 +14,7 @@ from sam2model.rle import encode_mask
 from sam2model.tracked_masks import FrameMasks, TrackedMask
 from sam2model.video import Video
 from workflows.config import LabelConfig
-from workflows.label_engine import MaskEngine, open_engine
+from workflows.label_engine import DirtyDevice, MaskEngine, open_engine
 
 
 class NoOpEngine:
@@ -81,11 +81,50 @@ def register(pids: Path | None) -> None:
         (pids / str(os.getpid())).touch()
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """Makes NoOpEngines that begin their first video when so many processes have registered.
+
+    refused: of the processes that come, the first so many do not start.
+    """
+
+    pids: Path
+    wanted: int
+    refused: int = 0
+
+    def __call__(self, config: LabelConfig, weights_sha256: str) -> MaskEngine:
+        attempt = self.pids / f"attempt-{os.getpid()}"
+        attempt.touch()
+        if len(list(self.pids.glob("attempt-*"))) <= self.refused:
+            raise DirtyDevice("40.0 of 80.0 GiB are held by others after 60 s")
+        register(self.pids)
+        return GatheredEngine(self.pids, self.wanted)
+
+
+class GatheredEngine(NoOpEngine):
+    def __init__(self, pids: Path, wanted: int) -> None:
+        super().__init__()
+        self._pids, self._wanted = pids, wanted
+
+    def label(
+        self,
+        video: Video,
+        prompts: list[Prompt],
+        first_frame: int = 0,
+        last_frame: int | None = None,
+        *,
+        deadline_s: float | None = None,
+    ) -> Iterator[FrameMasks]:
+        while len([p for p in self._pids.iterdir() if p.name.isdigit()]) < self._wanted:
+            time.sleep(0.05)
+        return super().label(video, prompts, first_frame, last_frame)
+
+
 class PoisonedEngine:
     """The configuration's own engine, but for videos whose file's name says what they do to it."""
 
-    def __init__(self, engine: MaskEngine) -> None:
-        self._engine = engine
+    def __init__(self, engine: MaskEngine, slots: int) -> None:
+        self._engine, self._slots = engine, slots
 
     def label(
         self,
@@ -130,10 +169,16 @@ class PoisonedEngine:
         raise torch.OutOfMemoryError("CUDA out of memory")
         yield frame
 
+    def _greedy(self, frame: FrameMasks) -> Iterator[FrameMasks]:
+        """Fits only alone and in small steps."""
+        if self._slots > 1:
+            yield from self._oom(frame)
+
 
 @dataclass(frozen=True)
 class Poisoned:
     """Makes PoisonedEngines."""
 
     def __call__(self, config: LabelConfig, weights_sha256: str) -> MaskEngine:
-        return PoisonedEngine(open_engine(config, weights_sha256))
+        engine = open_engine(config, weights_sha256)
+        return PoisonedEngine(engine, config.compute.slots_per_actor)

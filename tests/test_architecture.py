@@ -23,7 +23,7 @@ UNKNOWN_TO_THE_MODEL = {
 # module or package → the only files that may import it
 ONLY = {
     "fsspec": {"workflows/storage.py"},
-    "ray.data": {"workflows/label.py", "workflows/refine.py"},
+    "ray.data": {"workflows/label.py", "workflows/refine.py", "workflows/ray_datasets.py"},
     "ray.job_submission": {"workflows/submission.py"},
     "ray.serve": {"workflows/refine_app.py"},
     "fastapi": {"workflows/refine_app.py"},

@@ -154,7 +154,7 @@ def test_an_engine_of_recorded_steps_gives_the_same_masks() -> None:
     for one, other in zip(*(masks for masks, _ in results), strict=True):
         assert_same_masks(other, one)
     assert_same_logits(results[1][1], results[0][1])
-    assert {key[0] for key in runner.keys} == {"track", "clicks"}  # type: ignore[index]
+    assert {key[0] for key in runner.keys} == {"encode", "track", "clicks"}  # type: ignore[index]
 
 
 def test_steps_have_few_sizes_and_nobody_remembers_what_fills_them_up() -> None:

@@ -30,7 +30,7 @@ def row(video_id: str, **changes: Any) -> Row:
 def finished(keys: Iterable[tuple[str, str]] = ()) -> FinishedVideos:
     index = KeyIndex()
     index.add(keys)
-    return FinishedVideos(index)
+    return FinishedVideos(index, KeyIndex())
 
 
 def plan_of(

@@ -44,6 +44,17 @@ class ModelConfig:
     max_conditioning_frames: AtLeast1 | None = None
     attention: Literal["auto", "sdpa", "blocked", "plain"] = "auto"
 
+    @property
+    def inference_config(self) -> Tree:
+        """Exactly the keys that change the masks, for the fingerprint of a video's labelling.
+
+        The checkpoint's name is left out: the fingerprint holds the hash of its weights, which
+        stays the same when they move.
+        """
+        keys = to_tree(self)
+        del keys["checkpoint"]
+        return keys
+
 
 @dataclass(frozen=True, slots=True)
 class ComputeConfig:
@@ -110,14 +121,8 @@ class LabelConfig:
 
     @property
     def inference_config(self) -> Tree:
-        """Exactly the keys that change the masks, for the fingerprint of a video's labelling.
-
-        The checkpoint's name is left out: the fingerprint holds the hash of its weights, which
-        stays the same when they move.
-        """
-        keys = to_tree(self.model)
-        del keys["checkpoint"]
-        return keys
+        """Of the model."""
+        return self.model.inference_config
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -35,6 +34,7 @@ from workflows.labelled_videos import (
     Selection,
     VideoObjects,
     VideoReader,
+    newest_labels,
     select_categories,
     select_videos,
 )
@@ -139,7 +139,7 @@ def plan_export(
     Raises ExportError if the folder holds an export made with other choices.
     """
     storage = dataset.storage
-    selection = replace(selection, at=selection.at or _newest(dataset))
+    selection = replace(selection, at=selection.at or newest_labels(dataset))
     diary = Output(storage, output)
     categories = _number_categories(diary, select_categories(dataset, selection))
     plan = ExportPlan(
@@ -252,12 +252,6 @@ def _export_video(
     }
     output.put_json(_marker(video.video_id), marker)
     return export.account
-
-
-def _newest(dataset: Dataset) -> datetime | None:
-    """When the newest labels were committed: whoever reads them later sees the same."""
-    newest: datetime | None = dataset.sql("SELECT max(created_at) FROM tracks")[0][0].as_py()
-    return newest
 
 
 def _number_categories(diary: Output, names: Iterable[str | None]) -> dict[str, int]:

@@ -6,10 +6,11 @@ from datetime import datetime
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from workflows.data_files import stream_files
 from workflows.delta_log import TableLog
-from workflows.key_index import KeyIndex
+from workflows.key_index import KeyIndex, digests_of
 from workflows.rows import VIDEOS_SCHEMA, FailureReason, Status
 
 COLUMNS = pa.schema(
@@ -18,19 +19,29 @@ COLUMNS = pa.schema(
         for name in ("video_id", "fingerprint", "status", "reason", "finished_at")
     ]
 )
+KEY = ("video_id", "fingerprint")
 
 
 class FinishedVideos:
     """Labellings that ended: labelled, or failed for a reason that is not to be retried."""
 
-    def __init__(self, keys: KeyIndex) -> None:
-        self._keys = keys
+    def __init__(self, labelled: KeyIndex, failed: KeyIndex) -> None:
+        self._labelled, self._failed = labelled, failed
 
     def contains(
         self, video_ids: Iterable[str], fingerprints: Iterable[str]
     ) -> npt.NDArray[np.bool_]:
         """For each pair, whether it ended."""
-        return self._keys.contains(zip(video_ids, fingerprints, strict=True))
+        is_labelled, is_failed = self.endings(video_ids, fingerprints)
+        return is_labelled | is_failed
+
+    def endings(
+        self, video_ids: Iterable[str], fingerprints: Iterable[str]
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """For each pair, whether it was labelled, and whether it only ever failed."""
+        digests = digests_of(zip(video_ids, fingerprints, strict=True))
+        is_labelled = self._labelled.holds(digests)
+        return is_labelled, self._failed.holds(digests) & ~is_labelled
 
 
 def read_finished(videos: TableLog, retry_reasons: Collection[FailureReason]) -> FinishedVideos:
@@ -38,15 +49,18 @@ def read_finished(videos: TableLog, retry_reasons: Collection[FailureReason]) ->
 
     A labelling that only failed goes by its last attempt.
     """
-    keys = KeyIndex()
+    labelled, failed = KeyIndex(), KeyIndex()
     last_failure: dict[tuple[str, str], tuple[datetime, str]] = {}
     for batch in stream_files(videos.storage, videos.folder, videos.paths(), COLUMNS):
-        rows = list(zip(*(column.to_pylist() for column in batch.columns), strict=True))
-        keys.add((video_id, print_) for video_id, print_, status, *_ in rows if status == Status.OK)
-        for video_id, print_, status, reason, finished_at in rows:
-            if status == Status.FAILED:
-                attempt = (finished_at, reason)
-                known = last_failure.get((video_id, print_), attempt)
-                last_failure[video_id, print_] = max(known, attempt)
-    keys.add(key for key, (_, reason) in last_failure.items() if reason not in set(retry_reasons))
-    return FinishedVideos(keys)
+        is_ok = pc.equal(batch["status"], str(Status.OK))
+        ok = batch.filter(is_ok)
+        labelled.add(zip(*(ok[name].to_pylist() for name in KEY), strict=True))
+        rest = batch.filter(pc.invert(is_ok))
+        for video_id, print_, reason, finished_at in zip(
+            *(rest[name].to_pylist() for name in (*KEY, "reason", "finished_at")), strict=True
+        ):
+            attempt = (finished_at, reason)
+            known = last_failure.get((video_id, print_), attempt)
+            last_failure[video_id, print_] = max(known, attempt)
+    failed.add(key for key, (_, reason) in last_failure.items() if reason not in set(retry_reasons))
+    return FinishedVideos(labelled, failed)

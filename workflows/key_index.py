@@ -29,7 +29,7 @@ class KeyIndex:
         self._recent: set[bytes] = set()
 
     def add(self, keys: Keys) -> None:
-        self._recent.update(_digests(keys))
+        self._recent.update(digests_of(keys))
         if len(self._recent) >= MERGE_AT:
             recent = np.array(list(self._recent), self._sorted.dtype)
             self._sorted = np.unique(np.concatenate([self._sorted, recent]))
@@ -37,7 +37,10 @@ class KeyIndex:
 
     def contains(self, keys: Keys) -> npt.NDArray[np.bool_]:
         """For each key, whether it is there."""
-        digests = list(_digests(keys))
+        return self.holds(digests_of(keys))
+
+    def holds(self, digests: Sequence[bytes]) -> npt.NDArray[np.bool_]:
+        """As `contains`, of keys whose digests were taken before."""
         wanted = np.array(digests, self._sorted.dtype)
         places = np.searchsorted(self._sorted, wanted)
         places[places == len(self._sorted)] = 0
@@ -74,7 +77,12 @@ def key_rows(batch: pa.RecordBatch) -> Iterator[tuple[str | None, ...]]:
     return zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
-def _digests(keys: Keys) -> Iterator[bytes]:
-    for key in keys:
-        text = "\0".join("" if part is None else part for part in key)
-        yield hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
+def digests_of(keys: Keys) -> list[bytes]:
+    """Of each key, its identity in DIGEST_BYTES."""
+    return [
+        hashlib.blake2b(
+            "\0".join(["" if part is None else part for part in key]).encode(),
+            digest_size=DIGEST_BYTES,
+        ).digest()
+        for key in keys
+    ]

@@ -65,8 +65,8 @@ class LabelActor:
             [1, 3, 10, 30, 100, 300, 1000, 3000, 10000],
         )
         hang_s = max(min(job.config.limits.video_deadline_s, HANG_S), MIN_HANG_S)
-        reporter = _Reporter(self._tally, send_report, hang_s)
-        threading.Thread(target=reporter.run, name="report", daemon=True).start()
+        self._reporter = _Reporter(self._tally, send_report, hang_s)
+        threading.Thread(target=self._reporter.run, name="report", daemon=True).start()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """One row of a plan to one row of HOME_SCHEMA."""
@@ -79,7 +79,8 @@ class LabelActor:
                 _end_process(f"the device is lost: {error}")
             raise
         finally:
-            self._tally.add_in_flight(-1)
+            if self._tally.add_in_flight(-1) == 0:
+                self._reporter.tell()  # for this may have been the last
         self._videos.inc(tags={"status": outcome.status, "reason": outcome.reason or ""})
         self._seconds.observe(sum(outcome.seconds_by_stage.values()))
         return home_row(outcome, row["task"])
@@ -101,6 +102,7 @@ class _Reporter:
         self._tally, self._send_report, self._hang_s = tally, send_report, hang_s
         self._name = uuid.uuid4().hex
         self._told = Report()
+        self._telling = threading.Lock()
         self._frames = Counter("maskmill_frames", "frames labelled")
         self._masks = Counter("maskmill_masks", "masks made, absent ones too")
         self._in_flight = Gauge("maskmill_videos_in_flight", "videos open in this actor")
@@ -116,6 +118,11 @@ class _Reporter:
             for _ in range(REPORT_EVERY):
                 self._tally.sample(engine)
                 pause.wait(SAMPLE_S)
+            self.tell()
+
+    def tell(self) -> None:
+        """Send the totals as they are now."""
+        with self._telling:
             self._tell(self._tally.report())
 
     def _tell(self, report: Report) -> None:

@@ -16,8 +16,8 @@ from sam2model.engine import Engine, EngineOptions
 from sam2model.semantics import semantics_named
 from sam2model.tracked_masks import FrameMasks
 from sam2model.video import Video
-from workflows.checkpoints import local_checkpoint
-from workflows.config import LabelConfig
+from workflows.checkpoints import Checkpoint, local_checkpoint
+from workflows.config import LabelConfig, ModelConfig
 from workflows.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -58,24 +58,28 @@ def open_engine(config: LabelConfig, weights_sha256: str | None = None) -> Engin
 
     weights_sha256: raises CheckpointError if the weights here are others.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cuda" and config.compute.gpus_per_actor >= 1:
+    if torch.cuda.is_available() and config.compute.gpus_per_actor >= 1:
         wait_for_free_device(torch.cuda.mem_get_info)
-    wanted = config.model
+    options = EngineOptions(
+        slots=config.compute.slots_per_actor, frame_batch=config.compute.frame_batch
+    )
+    checkpoint = local_checkpoint(config.model.checkpoint, Storage(config.storage), weights_sha256)
+    return engine_of(config.model, checkpoint, options)
+
+
+def engine_of(wanted: ModelConfig, checkpoint: Checkpoint, options: EngineOptions) -> Engine:
+    """An engine of weights that are here, on the device that this process was given."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     force_kernel(None if wanted.attention == "auto" else wanted.attention)
     semantics = replace(
         semantics_named(wanted.semantics),
         hole_area_px=wanted.hole_area_px,
         sprinkle_area_px=wanted.sprinkle_area_px,
     )
-    checkpoint = local_checkpoint(wanted.checkpoint, Storage(config.storage), weights_sha256)
     model = Sam2VideoModel.from_pretrained(
         checkpoint.path, semantics=semantics, max_conditioning_frames=wanted.max_conditioning_frames
     )
     model = model.to(device, dtype=getattr(torch, wanted.dtype))
-    options = EngineOptions(
-        slots=config.compute.slots_per_actor, frame_batch=config.compute.frame_batch
-    )
     return Engine(model, Sam2VideoProcessor.from_pretrained(checkpoint.path), semantics, options)
 
 

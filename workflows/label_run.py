@@ -24,6 +24,7 @@ from workflows.checkpoints import local_checkpoint
 from workflows.committer import Committer
 from workflows.config import LabelConfig, dump_config
 from workflows.dataset_log import DatasetLog
+from workflows.finished import FinishedVideos
 from workflows.label import Home, label_tasks
 from workflows.label_engine import EngineFactory, open_engine
 from workflows.label_plan import Labelling, LabelPlan
@@ -84,7 +85,10 @@ def label(
             )
             LabelRun(job, plan, writer, summary, engine_factory, on_progress, record).run()
         if not summary.stopped:
-            summary.ok, summary.failed = _count(writer, plan)
+            # Asked of the dataset anew, unless it was asked a moment ago.
+            summary.ok, summary.failed = _count(
+                writer.finished() if plan.num_tasks else finished, plan
+            )
             record()
     if not summary.stopped:
         summary.check()
@@ -279,12 +283,11 @@ class _Ticker:
         self._tick()
 
 
-def _count(writer: DatasetWriter, plan: LabelPlan) -> tuple[int, int]:
-    """How many rows of the manifest the dataset has as ok and as failed, asked of the dataset."""
-    succeeded, ended = writer.finished(tuple(FailureReason)), writer.finished()
+def _count(finished: FinishedVideos, plan: LabelPlan) -> tuple[int, int]:
+    """How many rows of the manifest the dataset has as ok and as failed."""
     ok = failed = 0
     for ids, prints in plan.keys():
-        is_ok = succeeded.contains(ids, prints)
+        is_ok, is_failed = finished.endings(ids, prints)
         ok += int(is_ok.sum())
-        failed += int((ended.contains(ids, prints) & ~is_ok).sum())
+        failed += int(is_failed.sum())
     return ok, failed

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,29 @@ def select_videos(dataset: Dataset, selection: Selection) -> list[VideoObjects]:
     for video_id, *numbers in zip(*(column.to_pylist() for column in rows.columns), strict=True):
         videos.setdefault(video_id, []).append((numbers[0], numbers[1], numbers[2]))
     return [VideoObjects(video_id, tuple(objects)) for video_id, objects in videos.items()]
+
+
+def select_spans(dataset: Dataset, selection: Selection) -> pa.Table:
+    """video_id, first and last labelled frame, object_ids and categories of every video selected.
+
+    Raises QueryError for a condition that is wrong.
+    """
+    where = " AND ".join(_conditions(selection))
+    return dataset.sql(
+        f"""
+        SELECT video_id, min(first_frame) AS first, max(last_frame) AS last,
+               list(object_id ORDER BY object_id) AS object_ids,
+               list(category ORDER BY object_id) AS categories
+        FROM current_tracks WHERE {where} GROUP BY video_id ORDER BY video_id
+        """,
+        at=selection.at,
+    )
+
+
+def newest_labels(dataset: Dataset) -> datetime | None:
+    """When the newest labels were committed: whoever reads them later sees the same."""
+    newest: datetime | None = dataset.sql("SELECT max(created_at) FROM tracks")[0][0].as_py()
+    return newest
 
 
 def select_categories(dataset: Dataset, selection: Selection) -> list[str | None]:

@@ -15,6 +15,8 @@ import pyarrow as pa
 if TYPE_CHECKING:  # the model's package loads torch, which a reader of rows can do without
     from sam2model.prompts import Prompt
 
+# One encoder for all: json.dumps makes one for each call, and there are two for each row.
+CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 SCHEMA_VERSION = 1  # part of every fingerprint: raise it and everything is labelled again
 
 BOX = pa.struct([(corner, pa.float32()) for corner in ("x0", "y0", "x1", "y1")])
@@ -164,7 +166,7 @@ def _float32(value: float | None) -> str | None:
 
 
 def _canonical_json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return CANONICAL.encode(value)
 
 
 def _digest(value: Any) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import numpy as np
@@ -26,6 +26,9 @@ from workflows.read_only_sql import QueryError as QueryError
 from workflows.read_only_sql import check_only_reads, lock
 from workflows.rows import MASKS_SCHEMA
 from workflows.storage import NotFound, Storage
+
+if TYPE_CHECKING:
+    from workflows.decoded_masks import DecodedMasks
 
 ANSWERED_ROWS = 65_536  # of an answer at once
 
@@ -104,11 +107,15 @@ class Dataset:
         return self._view.number
 
     def sql(
-        self, query: str, parameters: Sequence[Any] | None = None, at: At | None = None
+        self,
+        query: str,
+        parameters: Sequence[Any] | Mapping[str, Any] | None = None,
+        at: At | None = None,
     ) -> pa.Table:
         """The answer to one SELECT over masks, tracks, videos, runs and the current_ views.
 
-        parameters: values for the query's `?`. at: an earlier state of labels.
+        parameters: values for the query's `?`, or by name for its `$name`. at: an earlier state of
+        labels.
         Raises QueryError for a statement that would write or read anything else, or is wrong.
         """
         with self.answer(query, parameters, at) as batches:
@@ -116,7 +123,10 @@ class Dataset:
 
     @contextmanager
     def answer(
-        self, query: str, parameters: Sequence[Any] | None = None, at: At | None = None
+        self,
+        query: str,
+        parameters: Sequence[Any] | Mapping[str, Any] | None = None,
+        at: At | None = None,
     ) -> Iterator["Answer"]:
         """As `sql`, batch by batch while the block lasts: for answers that memory does not hold."""
         try:
@@ -154,6 +164,26 @@ class Dataset:
             first, last = frames
             where &= (pc.field("frame_index") >= first) & (pc.field("frame_index") <= last)
         return sorted_rows(self._rows(self._log.masks, [video_id], where))
+
+    def decoded(
+        self,
+        video_id: str,
+        object_ids: Collection[int] | None = None,
+        frames: tuple[int, int] | None = None,
+        at: At | None = None,
+    ) -> "DecodedMasks":
+        """As `masks`, but pixels: an array (objects, frames, rows, columns) of as many bytes."""
+        from workflows.decoded_masks import decode_masks  # loads torch, which SQL can do without
+
+        return decode_masks(self.masks(video_id, object_ids, frames, at))
+
+    def history(self, video_id: str, object_id: int | None = None) -> pa.Table:
+        """All revisions of a video's objects, or of one, oldest first; TRACKS_SCHEMA."""
+        where = pc.field("video_id") == video_id
+        if object_id is not None:
+            where &= pc.field("object_id") == object_id
+        rows = self._rows(self._log.tracks, [video_id], where)
+        return rows.sort_by([("revision", "ascending"), ("object_id", "ascending")])
 
     def tracks(
         self,

@@ -257,7 +257,7 @@ class QueueItem:
 
 
 class Refinements(Protocol):
-    """What a service calls; `workflows.refine.RefineSessions` is the real one.
+    """What a service calls; `workflows.refine_sessions.RefineSessions` is the real one.
 
     Holds caches only: any replica answers any request from the dataset alone. Safe to share among
     threads. All raise NotFound for a video that the dataset does not have, VideoError for one that

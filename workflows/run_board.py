@@ -58,9 +58,11 @@ class ActorTally:
             self._frames += 1
             self._masks += len(frame.masks)
 
-    def add_in_flight(self, change: int) -> None:
+    def add_in_flight(self, change: int) -> int:
+        """How many videos are then open."""
         with self._lock:
             self._in_flight += change
+            return self._in_flight
 
     def sample(self, engine_thread: threading.Thread | None) -> None:
         """Look whether the engine works at this moment; its share of time follows from many."""
