@@ -19,17 +19,17 @@ from sam2model.device_budget import free_bytes_on_cuda, peak_bytes_on_cuda, slot
 from sam2model.feature_cache import KnownFrame, KnownFrames
 from sam2model.frame_encoder import FrameEncoder
 from sam2model.graphs import GraphRunner, Runner, record_on_cuda
-from sam2model.labelling_plan import FrameTime, Kind, LabellingPlan, Span, Task, by_object
+from sam2model.labelling_plan import FrameTime, LabellingPlan, Span, by_object
 from sam2model.processing import Sam2VideoProcessor
 from sam2model.prompts import Prompt, PromptOutOfRange
-from sam2model.recorder import Recorder, put_at_start
 from sam2model.refinement_memory import VideoMemory
 from sam2model.resumption import Start, resume, tell_only
-from sam2model.schedule import Decoded, Encoded, EngineOptions, Job, Lane, Schedule, Unwritten
+from sam2model.schedule import Decoded, Encoded, EngineOptions, Job, Lane, Schedule
 from sam2model.semantics import LABELLING, Semantics
-from sam2model.stepper import Ask, Stepper
-from sam2model.track_step import Sam2Network, StepOutput, concatenate, join_rows
-from sam2model.tracked_masks import FrameMasks, PendingMasks
+from sam2model.stepper import Stepper
+from sam2model.track_step import Sam2Network
+from sam2model.tracked_masks import FrameMasks
+from sam2model.tracker import Tracker
 from sam2model.transfers import send
 from sam2model.video import Frame, Video
 
@@ -74,6 +74,7 @@ class Engine:
         if network.device.type == "cuda":
             self._fit_slots(network.device)
         self.network = self.stepper.network
+        self.tracker = Tracker(self.stepper, processor)
         self.encoder = FrameEncoder(
             self.network,
             processor.video_processor.normalise,
@@ -334,8 +335,7 @@ class Engine:
             if schedule.stopped:
                 return False
             for job in schedule.drop_finished():
-                for key in job.keys.values():
-                    self.stepper.bank.remove_object(key)
+                self.tracker.leave(job)
         while True:  # one look after the other, so that an interactive video is seen at once
             with self._changed:
                 batch = schedule.next_batch()
@@ -372,79 +372,11 @@ class Engine:
 
     def _step(self, step: list[Encoded]) -> None:
         """Advance each of these videos by its frame, all their objects together."""
-        image = join_rows([e.features for e in step])
-        tasks = [e.tasks for e in step]
-        for encoded in step:
-            self._enter_bank(encoded.job)
-        wanted = [(e, row, task) for row, e in enumerate(step) for task in tasks[row]]
-        asks: dict[Kind, list[Ask]] = {}
-        places: dict[Kind, list[tuple[int, int]]] = {}
-        answers: dict[tuple[int, int], StepOutput] = {}
-        for encoded, row, task in wanted:
-            if task.kind == "recall":
-                answers[row, task.object_id] = encoded.job.answers.pop(
-                    (task.object_id, encoded.visit.frame.index)
-                )
-                continue
-            asks.setdefault(task.kind, []).append(self._ask(encoded, row, task))
-            places.setdefault(task.kind, []).append((row, task.object_id))
-        run = {
-            "begin": self.stepper.prompt,
-            "restate": self.stepper.prompt,
-            "correct": self.stepper.correct,
-            "track": self.stepper.track,
-        }
-        for kind, group in asks.items():
-            output = run[kind](image, group)
-            for i, place in enumerate(places[kind]):
-                answers[place] = output.rows(slice(i, i + 1))
-        for row, encoded in enumerate(step):
-            told = {o: a for (r, o), a in answers.items() if r == row}
-            if encoded.job.recorder is not None:
-                encoded.job.recorder.note(encoded.visit, tasks[row], told)
-            self._finish(encoded, tasks[row], told)
-        self.frames_tracked += len(step)
-
-    def _enter_bank(self, job: Job) -> None:
-        """Before a video's first step: remember its objects as they were where they begin."""
-        if job.in_bank:
-            return
-        job.in_bank = True
-        bank = self.stepper.bank
-        job.answers |= put_at_start(bank, job.keys, job.starts)
-        if job.memory is not None and not bank.one_history:
-            job.recorder = Recorder(bank, job.plan, job.keys, job.starts, job.memory.snapshots)
-
-    def _ask(self, encoded: Encoded, row: int, task: Task) -> Ask:
-        job, visit = encoded.job, encoded.visit
-        prompt = None
-        if task.prompt is not None:
-            size = (job.video.info.height, job.video.info.width)
-            prompt = self.processor.model_prompt(task.prompt, *size).to(self.network.device)
-        # A stream's length is not known, so pointers always reach back the full span.
-        return Ask(job.keys[task.object_id], row, visit.frame.index, visit.direction, None, prompt)
-
-    def _finish(self, encoded: Encoded, tasks: list[Task], answers: dict[int, StepOutput]) -> None:
-        """Keep what was read ahead, or hand out the masks of a visited frame."""
-        job, frame = encoded.job, encoded.visit.frame
-        if encoded.visit.stage == "restate":
-            job.answers |= {(o, frame.index): answer for o, answer in answers.items()}
-            return
-        ids = [task.object_id for task in tasks if task.is_told]
-        if not ids:
-            return
-        info = job.video.info
-        masks = PendingMasks(
-            concatenate([answers[o] for o in ids]),
-            ids,
-            [frame.index in job.plan.courses[o].prompts for o in ids],
-            info.height,
-            info.width,
-        )
+        unwritten = self.tracker.advance(step)
         with self._changed:
-            if not self.schedule.is_over(job):
-                job.unwritten += 1
-                self.schedule.unwritten.append(
-                    Unwritten(job, FrameTime(frame.index, frame.pts_s), masks)
-                )
+            for masks in unwritten:
+                if not self.schedule.is_over(masks.job):
+                    masks.job.unwritten += 1
+                    self.schedule.unwritten.append(masks)
             self._changed.notify_all()
+        self.frames_tracked += len(step)

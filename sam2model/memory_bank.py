@@ -17,6 +17,9 @@ from torch import Tensor
 
 Direction = Literal[1, -1]  # forward or backward in time
 
+# Masks are remembered in bf16 even in an fp32 run, as both reference models do.
+REMEMBERED_AS = torch.bfloat16
+
 
 @dataclass(frozen=True, slots=True)
 class BankLimits:
@@ -167,8 +170,7 @@ class MemoryBank:
         self.limits = limits
         self.one_history = one_history
         self.keep_all = keep_all
-        # Memories are kept in bf16 even in an fp32 run, as both reference models do.
-        self._masks = PagePool(mask_shape, torch.bfloat16, device)
+        self._masks = PagePool(mask_shape, REMEMBERED_AS, device)
         self._pointers = PagePool((pointer_size,), dtype, device)
         self._objects: dict[int, ObjectMemory] = {}
 

@@ -16,7 +16,7 @@ from sam2model.fpn_neck import FoldedLateral, VisionEncoder, fold
 from sam2model.hiera import FeedForward, Hiera
 from sam2model.mask_decoder import MaskDecoder, MaskOutput
 from sam2model.memory_attention import MemoryAttention, MemoryKeys
-from sam2model.memory_bank import Readout
+from sam2model.memory_bank import REMEMBERED_AS, Readout
 from sam2model.memory_encoder import MemoryEncoder
 from sam2model.position_encoding import FourierEncoding, sine_encoding, temporal_encoding
 from sam2model.precision import compute_dtype
@@ -293,7 +293,7 @@ class Sam2Network(DerivedModule[NetworkConstants]):
         if self.occlusion_spatial_embedding_parameter is not None:
             absent = (object_score <= 0).to(memory.dtype)[:, None, None]
             memory = memory + absent * self.occlusion_spatial_embedding_parameter
-        return memory.to(torch.bfloat16)
+        return memory.to(REMEMBERED_AS)
 
     def recall(self, image: ImageFeatures, memory: Readout) -> Tensor:
         """Features of the frame, conditioned on the memories of each object: (N, L, C)."""

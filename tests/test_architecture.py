@@ -32,7 +32,11 @@ LAYERS = {
     *("position_encoding", "attention", "hiera", "fpn_neck", "prompt_encoder", "mask_decoder"),
     *("memory_attention", "memory_encoder", "memory_bank", "track_step"),
 }
-ABOVE_THE_LAYERS = {"engine", "modeling", "inference_session", "processing"}
+ABOVE_THE_LAYERS = {
+    *("engine", "modeling", "inference_session", "processing", "stepper", "tracker", "schedule"),
+    *("labelling_plan", "prompt_effect", "resumption", "recorder", "snapshots"),
+    *("feature_cache", "refinement_memory", "graphs", "frame_encoder", "transfers"),
+}
 LEAVES = {
     "rle",
     "mask_ops",
