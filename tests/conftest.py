@@ -11,6 +11,8 @@ import pytest
 # is told otherwise starts, and then loses every actor. Without this, Ray also writes a token to the
 # home folder.
 os.environ["RAY_AUTH_MODE"] = "disabled"
+# Ray's workers yield to everybody else by default, and tests wait for them.
+os.environ["RAY_worker_niceness"] = "0"
 
 REAL_DATA = Path(os.environ.get("MASKMILL_TEST_DATA", Path(__file__).parents[2] / "shared/data"))
 

@@ -44,6 +44,7 @@ ALONE = {
     "compute__actors": 2,
     "model__attention": "plain",
 }
+TOGETHER = {"compute__videos_in_flight": 3, "compute__actors": 2}
 SOON = {"commit__videos": 3, "commit__seconds": 0.5}
 
 
@@ -62,15 +63,41 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     ]
 
 
+Contents = dict[str, list[Row]]
+
+
 def undisturbed(
     folder: Path, checkpoint: Path, rows: list[Row], factory: EngineFactory, **changes: Any
-) -> dict[str, list[Row]]:
+) -> Contents:
     """The contents that a run gives when nobody kills anything."""
     settings = settings_of(folder, checkpoint, output=folder / "undisturbed", **changes)
     write_rows(settings, rows)
     summary = label(config_of(settings), factory)
     assert (summary.ok, summary.failed, summary.reruns) == (len(rows), 0, 0)
     return contents(settings["output"])
+
+
+@pytest.fixture(scope="session")
+def wanted(
+    local_ray: None,
+    tmp_path_factory: pytest.TempPathFactory,
+    checkpoint: Path,
+    videos: list[Row],
+) -> Contents:
+    """Of the videos, labelled by the model."""
+    return undisturbed(tmp_path_factory.mktemp("wanted"), checkpoint, videos, Real(), **ALONE)
+
+
+@pytest.fixture(scope="session")
+def wanted_of_many(
+    local_ray: None,
+    tmp_path_factory: pytest.TempPathFactory,
+    checkpoint: Path,
+    videos: list[Row],
+) -> Contents:
+    """The same by an engine that does not compute, so that many may be in flight."""
+    folder = tmp_path_factory.mktemp("wanted-of-many")
+    return undisturbed(folder, checkpoint, videos, NoOp(), **TOGETHER)
 
 
 @contextmanager
@@ -107,38 +134,51 @@ def label_all(settings: dict[str, Any], factory: EngineFactory) -> int:
 
 def kill_workers(
     folder: Path, checkpoint: Path, rows: list[Row], kills: int, seed: int, alone: bool
-) -> int:
-    """Compare a run with and without kills; how many there were."""
+) -> tuple[Contents, int]:
+    """The contents after a run with kills, and how many there were."""
     folder.mkdir()
     (pids := folder / "pids").mkdir()
     factory: EngineFactory = Real(pids) if alone else NoOp(pids, frame_s=0.02)
-    changes = ALONE if alone else {"compute__videos_in_flight": 3, "compute__actors": 2}
-    wanted = undisturbed(folder, checkpoint, rows, factory, **changes)
+    changes = ALONE if alone else TOGETHER
     settings = settings_of(folder, checkpoint, **changes, **SOON)
+    write_rows(settings, rows)
     with killing_workers(pids, kills, seed) as killed:
         label_all(settings, factory)
-    assert contents(settings["output"]) == wanted
-    return len(killed)
+    return contents(settings["output"]), len(killed)
 
 
-@pytest.mark.parametrize("alone", [True, False], ids=["model", "three videos in flight"])
 def test_workers_killed_at_random_change_no_row(
-    alone: bool, local_ray: None, tmp_path: Path, checkpoint: Path, videos: list[Row]
+    wanted: Contents, tmp_path: Path, checkpoint: Path, videos: list[Row]
 ) -> None:
-    assert kill_workers(tmp_path / "run", checkpoint, videos, 2, seed=1, alone=alone) > 0
+    found, kills = kill_workers(tmp_path / "run", checkpoint, videos, 2, seed=1, alone=True)
+    assert kills > 0
+    assert found == wanted
+
+
+def test_workers_killed_with_three_videos_in_flight_change_no_row(
+    wanted_of_many: Contents, tmp_path: Path, checkpoint: Path, videos: list[Row]
+) -> None:
+    found, kills = kill_workers(tmp_path / "run", checkpoint, videos, 2, seed=1, alone=False)
+    assert kills > 0
+    assert found == wanted_of_many
 
 
 @pytest.mark.slow
 def test_workers_killed_at_twenty_moments_change_no_row(
-    local_ray: None, tmp_path: Path, checkpoint: Path, videos: list[Row]
+    wanted: Contents,
+    wanted_of_many: Contents,
+    tmp_path: Path,
+    checkpoint: Path,
+    videos: list[Row],
 ) -> None:
-    killed = 0
-    for seed in range(40):
-        folder = tmp_path / str(seed)
-        killed += kill_workers(folder, checkpoint, videos, 3, seed, alone=seed % 2 == 0)
-        if killed >= 24:
-            return
-    raise AssertionError(f"only {killed} workers were alive to be killed")
+    killed = seed = 0
+    while killed < 24:
+        alone = seed % 2 == 0
+        found, kills = kill_workers(tmp_path / str(seed), checkpoint, videos, 3, seed, alone)
+        assert found == (wanted if alone else wanted_of_many)
+        killed, seed = killed + kills, seed + 1
+        assert seed < 40, f"only {killed} workers were alive to be killed"
+    print(f"workers: {killed} killed in {seed} runs")
 
 
 def driver(settings: dict[str, Any], address: str) -> "subprocess.Popen[str]":
@@ -166,9 +206,12 @@ def address_of_ray() -> str:
     return str(ray.get_runtime_context().gcs_address)
 
 
-def kill_drivers(folder: Path, checkpoint: Path, rows: list[Row], kills: int, seed: int) -> None:
-    wanted = undisturbed(folder, checkpoint, rows, Real(), **ALONE)
+def kill_drivers(
+    folder: Path, checkpoint: Path, rows: list[Row], kills: int, seed: int
+) -> Contents:
+    """The contents after so many drivers, killed at random moments, and one that was not."""
     settings = settings_of(folder, checkpoint, **ALONE, **SOON)
+    write_rows(settings, rows)
     choose = random.Random(seed)
     for _ in range(kills):
         with driver(settings, address_of_ray()) as process:
@@ -179,25 +222,32 @@ def kill_drivers(folder: Path, checkpoint: Path, rows: list[Row], kills: int, se
     with driver(settings, address_of_ray()) as process:
         summary = last_line(process)
     assert (summary["ok"], summary["failed"]) == (len(rows), 0)
-    assert contents(settings["output"]) == wanted
+    return contents(settings["output"])
 
 
 def test_a_driver_killed_twice_is_resumed_to_the_same_rows(
-    local_ray: None, tmp_path: Path, checkpoint: Path, videos: list[Row]
+    wanted: Contents, tmp_path: Path, checkpoint: Path, videos: list[Row]
 ) -> None:
-    kill_drivers(tmp_path, checkpoint, videos, kills=2, seed=3)
+    assert kill_drivers(tmp_path, checkpoint, videos, kills=2, seed=3) == wanted
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_drivers_killed_at_twenty_moments_are_resumed_to_the_same_rows(
-    seed: int, local_ray: None, tmp_path: Path, checkpoint: Path, videos: list[Row]
+    seed: int, wanted: Contents, tmp_path: Path, checkpoint: Path, videos: list[Row]
 ) -> None:
-    kill_drivers(tmp_path, checkpoint, videos, kills=5, seed=seed)
+    assert kill_drivers(tmp_path, checkpoint, videos, kills=5, seed=seed) == wanted
 
 
-def test_sigterm_keeps_every_finished_video(
-    local_ray: None, tmp_path: Path, checkpoint: Path, videos: list[Row]
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_a_signal_ends_a_run_with_every_finished_video_kept(
+    number: signal.Signals,
+    local_ray: None,
+    tmp_path: Path,
+    checkpoint: Path,
+    videos: list[Row],
 ) -> None:
     settings = settings_of(tmp_path, checkpoint, **ALONE, commit__seconds=600.0)
     write_rows(settings, videos)
@@ -205,26 +255,55 @@ def test_sigterm_keeps_every_finished_video(
     with driver(settings, address_of_ray()) as process:
         while process.poll() is None and len(list(objects.glob("*/*.parquet"))) < 3:
             time.sleep(0.05)
-        process.terminate()
+        process.send_signal(number)
         summary = last_line(process)
         assert process.returncode == 1
     assert summary["stopped"]
-    kept = Dataset(str(settings["output"])).videos().num_rows
+    dataset = Dataset(str(settings["output"]))
+    kept = dataset.videos().num_rows
     assert kept == summary["labelled"] >= 1
+    (run,) = dataset.sql("SELECT videos_ok, run_id FROM runs").to_pylist()
+    assert run == {"videos_ok": kept, "run_id": summary["run_id"]}
     with driver(settings, address_of_ray()) as process:
         rest = last_line(process)
     assert (rest["ok"], rest["skipped"]) == (len(videos), kept)
 
 
 def test_two_drivers_on_one_dataset_give_every_row_once(
-    local_ray: None, tmp_path: Path, checkpoint: Path, videos: list[Row]
+    wanted: Contents, tmp_path: Path, checkpoint: Path, videos: list[Row]
 ) -> None:
-    wanted = undisturbed(tmp_path, checkpoint, videos, Real(), **ALONE)
     settings = settings_of(tmp_path, checkpoint, **ALONE, **SOON)
+    write_rows(settings, videos)
     with driver(settings, address_of_ray()) as one, driver(settings, address_of_ray()) as other:
         summaries = [last_line(one), last_line(other)]
     assert [(s["ok"], s["failed"]) for s in summaries] == [(len(videos), 0)] * 2
     assert contents(settings["output"]) == wanted
+
+
+def test_a_job_is_disconnected_from_ray_when_it_prints_its_last_line(
+    local_ray: None, tmp_path: Path, checkpoint: Path, videos: list[Row]
+) -> None:
+    """Ray prints the troubles of a cluster on the standard output of all who are connected."""
+    settings = settings_of(tmp_path, checkpoint)
+    write_rows(settings, videos[:1])
+    code = (
+        "import sys, ray, jobs._cli, jobs.label\n"
+        "say = jobs._cli.print_last_line\n"
+        "def asked(summary):\n"
+        "    print('connected' if ray.is_initialized() else 'alone', file=sys.stderr)\n"
+        "    say(summary)\n"
+        "jobs._cli.print_last_line = asked\n"
+        "sys.exit(jobs.label.main(sys.argv[1:]))\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *words_of(settings)],
+        cwd=ROOT,
+        env={**os.environ, "RAY_ADDRESS": address_of_ray()},
+        capture_output=True,
+        text=True,
+    )
+    assert (ran.returncode, ran.stderr.splitlines()[-1]) == (0, "alone")
+    assert json.loads(ran.stdout.splitlines()[-1])["ok"] == 1
 
 
 def test_a_poisonous_video_costs_itself_only(
@@ -252,15 +331,13 @@ def test_one_segfault_one_hang_one_corrupt_and_one_endless_video_leave_the_other
     good = [video_row(tmp_path, f"good-{i:02}", 6 + i % 5) for i in range(36)]
     changes = {"limits__video_deadline_s": 30.0}
     wanted = undisturbed(tmp_path, checkpoint, good, Poisoned(), **ALONE, **changes)
-    (tmp_path / "corrupt-1.mp4").write_bytes(Path(good[0]["video_uri"]).read_bytes()[:900])
+    (tmp_path / "corrupt-1.mp4").write_bytes(b"no video at all")
     os.mkfifo(tmp_path / "hang-1.mp4")
     names = {"segfault-1": 5, "hang-1": 15, "corrupt-1": 20, "endless-1": 30}
     rows = list(good)
     for name, place in names.items():
         rows.insert(place, video_row(tmp_path, name))
-    settings = settings_of(
-        tmp_path, checkpoint, **{**ALONE, "compute__videos_in_flight": 1}, **changes
-    )
+    settings = settings_of(tmp_path, checkpoint, **ALONE, **changes)
     write_rows(settings, rows)
     summary = label(config_of(settings), Poisoned())
     assert (summary.videos, summary.ok, summary.failed) == (40, 36, 4)

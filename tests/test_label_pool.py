@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from bulk import Row, config_of, settings_of, video_row, write_rows
 from checkpoints import small_checkpoint
-from scripted_engine import Gathered, Poisoned
+from scripted_engine import Gathered, NoOp, Patient, Poisoned
 
 from jobs import label as label_job
 from workflows.config import ConfigError
@@ -62,6 +62,49 @@ def test_two_actors_share_a_gpu_and_two_gpus_hold_four(
     )
     write_videos(tmp_path, settings, 8)
     assert label(config_of(settings), Gathered(pids, wanted=4)).ok == 8
+
+
+@pytest.mark.parametrize(("actors", "in_flight"), [(1, 2), (2, 1)])
+def test_no_video_waits_behind_a_longer_one(
+    actors: int, in_flight: int, local_ray: None, tmp_path: Path, checkpoint: Path, pids: Path
+) -> None:
+    settings = settings_of(
+        tmp_path, checkpoint, compute__actors=actors, compute__videos_in_flight=in_flight
+    )
+    rows = [video_row(tmp_path, "long", 3), *(video_row(tmp_path, f"v{i}", 2) for i in range(6))]
+    write_rows(settings, rows)
+    # The long one, which is begun first, ends when all others have.
+    summary = label(config_of(settings), Patient(pids, others=6))
+    assert (summary.ok, summary.failed) == (7, 0)
+
+
+def test_videos_of_one_actor_are_under_way_together(
+    local_ray: None, tmp_path: Path, checkpoint: Path, pids: Path
+) -> None:
+    settings = settings_of(tmp_path, checkpoint, compute__videos_in_flight=3)
+    write_videos(tmp_path, settings, 6)
+    assert label(config_of(settings), Patient(pids, together=3)).ok == 6
+
+
+def test_the_longest_videos_are_begun_first(
+    local_ray: None, tmp_path: Path, checkpoint: Path
+) -> None:
+    settings = settings_of(tmp_path, checkpoint, compute__videos_in_flight=1)
+    one, lengths = video_row(tmp_path, "video", 9), [3, 8, 1, 5, 2]
+    rows = [{**one, "video_id": str(n), "first_frame": 0, "last_frame": n} for n in lengths]
+    write_rows(settings, rows)
+    label(config_of(settings), NoOp())
+    ended = Dataset(str(settings["output"])).sql("SELECT video_id FROM videos ORDER BY finished_at")
+    assert ended["video_id"].to_pylist() == ["8", "5", "3", "2", "1"]
+
+
+def test_ray_data_has_every_switch_that_is_set() -> None:
+    """It takes any name, so one that it does not know any more would be set in vain."""
+    from ray.data import DataContext
+
+    from workflows.label import _context
+
+    assert vars(_context(1)).keys() == vars(DataContext.get_current().copy()).keys()
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,7 @@ def test_masks_that_an_attempt_left_behind_are_found_and_not_made_again(tmp_path
         (MemoryError(), FailureReason.OUT_OF_MEMORY),
         (TimeoutError("too slow"), FailureReason.TIMEOUT),
         (KeyError("a mistake of the program"), FailureReason.INTERNAL),
+        (SystemExit(3), FailureReason.INTERNAL),
     ],
 )
 def test_what_goes_wrong_while_tracking_is_an_outcome_and_leaves_no_masks(

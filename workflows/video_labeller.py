@@ -94,7 +94,7 @@ class VideoLabeller:
             table = masks.table()
             provenance = self._provenance(fingerprint)
             tracks = tracks_of(request.video_id, table, request.prompts, provenance)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a polite exit would leave Ray a dead slot
             if is_device_lost(error):
                 raise
             reason, detail = explain_failure(error)
