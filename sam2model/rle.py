@@ -121,7 +121,7 @@ def encode_masks(masks: Tensor | BoolArray) -> list[str]:
         masks = masks.numpy()
     counts = [_host_counts(mask) for mask in masks]
     num_runs = np.array([len(c) for c in counts], dtype=np.int64)
-    return counts_to_strings(np.concatenate([*counts, np.empty(0, np.int64)]), num_runs)
+    return counts_to_strings(np.concatenate([*counts, np.empty(0, np.int32)]), num_runs)
 
 
 def encode_mask(mask: Tensor | BoolArray) -> str:
@@ -201,33 +201,40 @@ def counts_to_strings(counts: npt.NDArray[np.integer], num_runs: npt.ArrayLike) 
     A run is written as its difference from the run two before it (the first three as they are),
     5 bits a character from the lowest, until the rest is only the sign.
     """
-    counts, num_runs = counts.astype(np.int64), np.asarray(num_runs, dtype=np.int64)
+    num_runs = np.asarray(num_runs, dtype=np.int64)
     if counts.size and not 0 <= counts.min() <= counts.max() <= MAX_PIXELS:
         bad = counts[(counts < 0) | (counts > MAX_PIXELS)][0]
         raise RleError(f"run of {bad} px: wanted 0 to {MAX_PIXELS}")
     mask_ends = np.cumsum(num_runs)
     whole = (mask_ends - num_runs)[:, None] + np.arange(3)
     whole = whole[np.arange(3) < num_runs[:, None]]
-    rest = counts.copy()
-    rest[2:] -= counts[:-2]
+    rest = counts.astype(np.int32)  # a difference of two of them fits too
+    rest[2:] -= rest[:-2].copy()
     rest[whole] = counts[whole]
-    num_chars = np.ones(len(rest), dtype=np.int64)
-    magnitude = rest ^ (rest >> 63)
-    largest = magnitude.max(initial=0)
-    bound = 16  # 5 bits with a sign hold -16 to 15
-    while largest >= bound:
-        num_chars += magnitude >= bound
-        bound <<= 5
-    run_ends = np.cumsum(num_chars)
+    num_chars = _chars_needed(rest)
+    run_ends = np.cumsum(num_chars, dtype=np.int64)
     text = np.empty(run_ends[-1] if len(run_ends) else 0, dtype=np.uint8)
     place = run_ends - num_chars
     while place.size:
         more = num_chars > 1
-        text[place] = (rest & 31) + 48 + 32 * more
-        place, rest, num_chars = place[more] + 1, rest[more] >> 5, num_chars[more] - 1
+        text[place] = (rest & 31).astype(np.uint8) + np.uint8(48) + (more.view(np.uint8) << 5)
+        longer = np.flatnonzero(more)
+        place, rest, num_chars = place[longer] + 1, rest[longer] >> 5, num_chars[longer] - 1
     joined = text.tobytes().decode("ascii")
     string_ends = np.concatenate([[0], run_ends])[mask_ends].tolist()
     return [joined[a:b] for a, b in zip([0, *string_ends], string_ends, strict=False)]
+
+
+def _chars_needed(values: npt.NDArray[np.int32]) -> npt.NDArray[np.int8]:
+    """How many groups of 5 bits, the last with the sign, hold each value."""
+    magnitude = values ^ (values >> 31)
+    largest = int(magnitude.max(initial=0))
+    num_chars = np.ones(len(values), dtype=np.int8)
+    bound = 16  # one group holds -16 to 15
+    while largest >= bound:
+        num_chars += magnitude >= bound
+        bound <<= 5
+    return num_chars
 
 
 def string_to_counts(rle: str) -> IntArray:
@@ -312,7 +319,7 @@ def _checked_shape(masks: Tensor | BoolArray) -> tuple[int, int, int]:
     return shape
 
 
-def _host_counts(mask: BoolArray) -> IntArray:
+def _host_counts(mask: BoolArray) -> npt.NDArray[np.integer]:
     """Counts of one mask (H, W) in host memory, row-major or column-major, without transposing it.
 
     Row by row, a pixel starts a run if it differs from the one above it; the first of a column, if
@@ -321,18 +328,39 @@ def _host_counts(mask: BoolArray) -> IntArray:
     height, width = mask.shape
     if mask.flags.f_contiguous:
         pixels = mask.T.reshape(-1)
-        starts = _where_different(pixels[1:], pixels[:-1]) + 1
+        starts: npt.NDArray[np.integer] = _where_different(pixels[1:], pixels[:-1]) + 1
         starts = starts if not pixels[0] else np.concatenate([[0], starts])
     else:
-        mask = np.ascontiguousarray(mask)
-        pixels = mask.reshape(-1)
-        row, column = np.divmod(_where_different(pixels[width:], pixels[:-width]), width)
         tops = mask[0].copy()
         tops[1:] ^= mask[-1, :-1]
-        starts = np.concatenate([np.flatnonzero(tops) * height, column * height + row + 1])
+        below = _starts_below_tops(mask)
+        starts = np.concatenate([(np.flatnonzero(tops) * height).astype(below.dtype), below])
         starts.sort()
-    counts: IntArray = np.diff(starts, prepend=0, append=height * width)
-    return counts
+    return np.diff(starts, prepend=starts.dtype.type(0), append=starts.dtype.type(height * width))
+
+
+def _starts_below_tops(mask: BoolArray) -> npt.NDArray[np.integer]:
+    """Where in column order a pixel of (H, W) differs from the one above it, unsorted.
+
+    On bits, 64 pixels of a row in a word: most words equal the one above.
+    """
+    height, width = mask.shape
+    words_a_row = -(-width // 64)
+    packed = np.packbits(mask, axis=1, bitorder="little")
+    if packed.shape[1] < 8 * words_a_row:
+        packed = np.pad(packed, ((0, 0), (0, 8 * words_a_row - packed.shape[1])))
+    words = packed.view(np.uint64)
+    changes = (words[1:] ^ words[:-1]).reshape(-1)
+    busy_words = np.flatnonzero(changes != 0)
+    eights = changes[busy_words].view(np.uint8)
+    busy = np.flatnonzero(eights != 0)
+    bits = np.flatnonzero(np.unpackbits(eights[busy], bitorder="little").view(np.bool_))
+    row_px = 64 * words_a_row
+    place_of = np.int32 if height * row_px <= MAX_PIXELS else np.int64  # half the bytes to sort
+    eight = (busy_words[busy >> 3] * 8 + (busy & 7)).astype(place_of)
+    place = eight[bits >> 3] * 8 + (bits & 7).astype(place_of)
+    row = place // row_px
+    return (place - row * row_px) * height + row + 1
 
 
 def _where_different(a: BoolArray, b: BoolArray) -> IntArray:
