@@ -149,7 +149,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> tuple[Tensor,
     key = (q.device.type, q.dtype, v.shape[-1])
     if key not in _chosen:
         if q.device.type == "cuda":
-            _chosen[key] = attention_gpu.fastest(q, v.shape[-1], attention_gpu.candidates(), plain)
+            kernels = attention_gpu.candidates(is_narrow=v.shape[-1] < q.shape[-1])
+            fastest = attention_gpu.fastest(q, v.shape[-1], kernels, plain)
+            _chosen[key] = attention_gpu.left_alone(fastest)
         else:
             _chosen[key] = _choose(q, v.shape[-1])
     return _chosen[key](q, k, v, scale)

@@ -29,15 +29,18 @@ ROUNDS = 5
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 
 
-def candidates() -> dict[str, Kernel]:
-    """Attention kernels that may be here, by name."""
+def candidates(is_narrow: bool = True) -> dict[str, Kernel]:
+    """Attention kernels that may be here, by name.
+
+    is_narrow: values have fewer channels than keys; else ours has nothing to win.
+    """
     found: dict[str, Kernel] = {
         "memory-efficient": _efficient,
         "flash": _flash,
         "cudnn": _cudnn,
         "flex": _flex,
     }
-    if attention_triton.is_available():
+    if is_narrow and attention_triton.is_available():
         for tiling in attention_triton.TILINGS:
             found[f"triton {tiling}"] = partial(attention_triton.attention, tiling=tiling)
     return found
@@ -80,6 +83,16 @@ def fastest(
     best = min(seconds, key=lambda name: seconds[name])
     log.info("attention with values %d wide in %s: by %s", value_width, like.dtype, best)
     return right[best]
+
+
+def left_alone(kernel: Kernel) -> Kernel:
+    """The kernel as compilers of what is around it must take it: whole."""
+
+    def whole(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        return kernel(q, k, v, scale)
+
+    left: Kernel = torch.compiler.disable(whole)
+    return left
 
 
 def _problem(

@@ -217,6 +217,22 @@ def test_rounding_of_the_dtype_is_not_taken_for_an_error(dtype: torch.dtype) -> 
     assert fastest(like, 16, {"rounded": rounded}, plain, clock) is rounded
 
 
+def test_a_compiler_takes_the_chosen_kernel_whole() -> None:
+    calls = []
+
+    def noting(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        calls.append(torch.compiler.is_compiling())
+        return plain(q, k, v, scale)
+
+    kernel = attention_gpu.left_alone(noting)
+    q, k, v = torch.randn(1, 5, 16), torch.randn(1, 7, 16), torch.randn(1, 7, 16)
+    compiled = torch.compile(lambda q: kernel(q + 1, k, v, 0.5)[0] * 2, backend="eager")
+
+    assert torch.equal(compiled(q), plain(q + 1, k, v, 0.5)[0] * 2)
+    torch.compiler.reset()
+    assert calls == [False]
+
+
 @pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile:UserWarning")
 def test_flexible_attention_is_called_as_it_wants(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.nn.attention.flex_attention import AuxRequest, flex_attention

@@ -7,6 +7,7 @@ from test_engine import PROCESSOR, SEED
 from test_graphs import StandIn
 from torch import Tensor
 
+from sam2model.attention import KERNELS
 from sam2model.frame_encoder import FrameEncoder
 from sam2model.graphs import GraphRunner
 from sam2model.track_step import ImageFeatures, Sam2Network
@@ -57,6 +58,7 @@ def test_a_compiled_encoder_gives_the_same_features(monkeypatch: pytest.MonkeyPa
         return compiled(work, backend="eager", fullgraph=True, **options)  # type: ignore[call-overload]
 
     monkeypatch.setattr("sam2model.frame_encoder.torch.compile", eagerly)
+    monkeypatch.setattr("sam2model.attention._forced", KERNELS["sdpa"])
     network = small_network(SEED)
     encoder = FrameEncoder(network, NORMALISE, 4, compiles=True)
     with torch.inference_mode():
