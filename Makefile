@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export RAY_DATA_DISABLE_PROGRESS_BARS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test test-slow check bench parity clean
+.PHONY: demo browser test test-slow check bench parity clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -18,10 +18,23 @@ DEMO_VIDEOS := $(if $(wildcard ../shared/data/*.mp4),--videos ../shared/data)
 demo: $(VENV)/.installed
 	$(BIN)/maskmill demo $(DEMO_VIDEOS)
 
-test: $(VENV)/.installed
+# The page's tests want a browser; where none is and none can be had, they skip and say so.
+BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
+APT := timeout 300 apt-get -qq -o Acquire::http::Timeout=20 -o Acquire::Retries=1
+
+browser:
+	@for name in $(BROWSERS); do ! command -v $$name >/dev/null || exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing chromium for the tests of the page"; \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  $(APT) update >/dev/null 2>&1; \
+	  $(APT) install -y --no-install-recommends chromium >/dev/null 2>&1 || echo "no chromium to be had"; \
+	fi
+
+test: $(VENV)/.installed browser
 	$(BIN)/pytest
 
-test-slow: $(VENV)/.installed
+test-slow: $(VENV)/.installed browser
 	$(BIN)/pytest -m slow --timeout 3600
 
 check: $(VENV)/.installed

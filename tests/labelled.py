@@ -102,6 +102,7 @@ def label(
     num_frames: int | None = None,
     run_id: str = "r1",
     storage: Storage | None = None,
+    of_tracks: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> Dataset:
     """Commit videos as a bulk job would; the dataset, opened. more: columns of videos."""
@@ -125,7 +126,7 @@ def label(
             run_id=run_id,
             finished_at=datetime.now(UTC),
             objects=len(objects),
-            tracks=tracks_of(video_id, objects, categories, run_id=run_id),
+            tracks=tracks_of(video_id, objects, categories, run_id=run_id, **(of_tracks or {})),
             **{**about, **more},
         )
         outcomes.append(write_mask_object(storage, root, outcome, mask_table(video_id, objects)))

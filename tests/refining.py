@@ -134,9 +134,11 @@ def masks_of(frame: RefinedFrame) -> dict[int, str]:
     return {mask.object_id: mask.counts for mask in frame.masks}
 
 
-def labels(folder: Path, object_id: int = 1, at: int | None = None) -> dict[int, str]:
+def labels(
+    folder: Path, object_id: int = 1, at: int | None = None, video_id: str = "v"
+) -> dict[int, str]:
     """Frame → mask of one object, as a reader sees it now or saw it at a revision."""
-    rows = Dataset(str(folder / "labels")).masks("v", [object_id], at=at)
+    rows = Dataset(str(folder / "labels")).masks(video_id, [object_id], at=at)
     return dict(zip(rows["frame_index"].to_pylist(), rows["counts"].to_pylist(), strict=True))
 
 

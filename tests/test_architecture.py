@@ -26,7 +26,7 @@ ONLY = {
     "ray.data": {"workflows/label.py", "workflows/refine.py", "workflows/ray_datasets.py"},
     "ray.job_submission": {"workflows/submission.py"},
     "ray.serve": {"workflows/refine_app.py"},
-    "fastapi": {"workflows/refine_app.py"},
+    "fastapi": {"workflows/service_http.py", "workflows/service_routes.py"},
 }
 LAYERS = {
     *("position_encoding", "attention", "hiera", "fpn_neck", "prompt_encoder", "mask_decoder"),

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -144,9 +144,14 @@ def load_config(
     """
     sources = [str(path)] if path is not None else []
     where = " and ".join(sources + [f"--set {override}" for override in overrides]) or "defaults"
-    tree = _read_yaml(Path(path)) if path is not None else {}
+    tree = read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
-        _override(tree, override)
+        apply_override(tree, override)
+    return config_of_tree(cls, tree, where)
+
+
+def config_of_tree(cls: type[Config], tree: Tree, where: str) -> Config:
+    """The configuration that a tree makes. Raises ConfigError, which begins with `where`."""
     try:
         # Strict validation takes JSON, where a list may become a tuple; of Python objects it
         # would refuse the plain dict itself.
@@ -200,7 +205,8 @@ _PlainLoader.add_implicit_resolver(
 )
 
 
-def _read_yaml(path: Path) -> Tree:
+def read_yaml(path: Path) -> Tree:
+    """The keys of a YAML file. Raises ConfigError for what is none, or has a key twice."""
     try:
         tree = _parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -219,8 +225,8 @@ def _parse_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_PlainLoader)  # noqa: S506
 
 
-def _override(tree: Tree, override: str) -> None:
-    """Set one `key.sub=value` in place."""
+def apply_override(tree: Tree, override: str) -> None:
+    """Set one `key.sub=value` in place; the value is YAML. Raises ConfigError."""
     key, equals, value = override.partition("=")
     steps = key.strip().split(".")
     if not equals or not all(steps):
@@ -241,7 +247,7 @@ def _explain(cls: type[Any], fault: Any) -> str:
     path = [str(step) for step in fault["loc"]]
     key = ".".join(path)
     if fault["type"] == "unexpected_keyword_argument":
-        return _explain_unknown(_fields_at(cls, path[:-1]), path)
+        return unknown_key(path, _fields_at(cls, path[:-1]))
     if fault["type"] == "missing":
         return f"{key} is not given; it has no default"
     if fault["type"] == "value_error":
@@ -250,7 +256,8 @@ def _explain(cls: type[Any], fault: Any) -> str:
     return f"{key}: {wanted}, got {json.dumps(fault['input'])}"
 
 
-def _explain_unknown(choices: list[str], path: list[str]) -> str:
+def unknown_key(path: list[str], choices: list[str]) -> str:
+    """A sentence about a key that is none, with the choices and the one that may be meant."""
     prefix = "".join(f"{step}." for step in path[:-1])
     close = difflib.get_close_matches(path[-1], choices, n=1)
     hint = f" (did you mean {prefix}{close[0]}?)" if close else ""
@@ -260,5 +267,6 @@ def _explain_unknown(choices: list[str], path: list[str]) -> str:
 
 def _fields_at(cls: type[Any], path: list[str]) -> list[str]:
     for step in path:
-        cls = get_type_hints(cls)[step]
+        # of a list, the items are asked about: tuple[Item, ...]
+        cls = get_args(cls)[0] if step.isdigit() else get_type_hints(cls)[step]
     return [spec.name for spec in dataclasses.fields(cls)]

@@ -97,6 +97,15 @@ class Ended:
     summary: Mapping[str, Any] | None
 
 
+@dataclass(frozen=True, slots=True)
+class State:
+    """How a job stands. summary: as in `Ended`, once it has ended."""
+
+    status: str
+    message: str | None
+    summary: Mapping[str, Any] | None
+
+
 class JobServer:
     """The job server of one cluster.
 
@@ -148,6 +157,16 @@ class JobServer:
             self._client.stop_job(submission_id)
         except (RuntimeError, OSError) as error:
             log.error("%s: cannot be stopped: %s", submission_id, error)
+
+    def state(self, submission_id: str) -> "State | None":
+        """How a job stands now; None for one that the cluster does not know."""
+        details = self._details(submission_id)
+        if details is None:
+            return None
+        output = LogOutput(lambda text: None)
+        if details.status.is_terminal():
+            output.add(self._client.get_job_logs(submission_id))
+        return State(str(details.status.value), details.message, output.summary())
 
     def follow(self, submission_id: str, write: Callable[[str], None]) -> Ended:
         """Wait for a job's end; `write` gets its output as it comes.

@@ -1,0 +1,66 @@
+"""Batches of refinements on the cluster, submitted to its job server. Knows nothing of HTTP.
+
+A batch is `maskmill refine` with the service's own dataset, model and storage. Its name is made of
+the request's id, so that the same request is submitted once; what becomes of it stands in the
+dataset, for the job server forgets.
+"""
+
+import sys
+import uuid
+from typing import Any
+
+from workflows.config import to_tree
+from workflows.service_config import ServeConfig
+from workflows.service_errors import ServiceError, busy
+from workflows.storage import Storage, UriNotAllowed
+from workflows.submission import JobServer, Submission, SubmitError, is_on_this_machine, settings
+
+PREFIX = "refine-"
+
+
+class RefineJobs:
+    """The job server of this cluster, asked for at the first batch."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self._config = config
+
+    def submit(self, requests: str, request_id: str | None) -> dict[str, Any]:
+        """Raises ServiceError for a table that may not be read, or where no job server is."""
+        try:
+            Storage(self._config.storage).check_allowed(requests)
+        except UriNotAllowed as error:
+            raise ServiceError(422, "uri_not_allowed", str(error)) from error
+        name = PREFIX + (request_id or uuid.uuid4().hex[:12])
+        here = is_on_this_machine(self._config.jobs_address)
+        submission = Submission(
+            submission_id=name,
+            words=("refine", "--requests", requests, *settings(self._settings())),
+            python=sys.executable if here else "python",
+        )
+        try:
+            self._server().submit(submission)
+        except SubmitError as error:
+            raise busy(str(error), code="no_job_server") from error
+        return self.status(name)
+
+    def status(self, job_id: str) -> dict[str, Any]:
+        """Raises ServiceError 404 for a job that is none of ours."""
+        state = self._server().state(job_id) if job_id.startswith(PREFIX) else None
+        if state is None:
+            raise ServiceError(404, "not_found", f"no batch {job_id!r}")
+        return {
+            "job_id": job_id,
+            "status": state.status,
+            "message": state.message,
+            "summary": state.summary,
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        tree = to_tree(self._config)
+        return {key: tree[key] for key in ("dataset", "model", "limits", "storage")}
+
+    def _server(self) -> JobServer:
+        try:
+            return JobServer(self._config.jobs_address)
+        except SubmitError as error:
+            raise busy(str(error), code="no_job_server") from error
