@@ -1,4 +1,4 @@
-"""Exports opened by the tools they are made for, where those are installed.
+"""Exports opened by the tools they are made for, and scores beside DAVIS' own, where installed.
 
 Runs what it finds and skips the rest by name:
     pip install --no-deps ultralytics opencv-python-headless cvat-sdk label-studio-sdk
@@ -11,13 +11,17 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import numpy as np
 import pytest
-from labelled import HEIGHT, WIDTH, label, same_masks, scene
+from labelled import HEIGHT, WIDTH, label, same_masks, sav_objects, scene
 from test_export import CATEGORIES, export, twice_as_large
+from test_mask_metrics import random_pair
 from videos import write_moving_square
 
 from workflows.contours import corners, fill, single_path
@@ -29,6 +33,7 @@ from workflows.export_mots import Mots
 from workflows.export_sav import Sav
 from workflows.export_yolo import YoloSeg
 from workflows.export_youtube_vis import YoutubeVis
+from workflows.mask_metrics import score_pair
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of other people's code
@@ -94,6 +99,37 @@ def test_davis_2017_evaluation_opens_davis(
         for t in range(6):
             assert (stack[t] > 0).sum() == objects.get(place, {}).get(t, np.zeros(1)).sum()
     assert (masks[0][3] > 0).tolist() == objects[1][3].tolist()
+
+
+def test_scores_are_those_of_davis_2017_evaluation_for_a_tenth_of_the_cost(
+    monkeypatch: pytest.MonkeyPatch, real_data: Callable[[str], Path]
+) -> None:
+    """Random pairs, and real masks against those two annotations later at 1920×1080."""
+    davis = reader(monkeypatch, "davis2017-evaluation", "davis2017.metrics")
+    cv2 = pytest.importorskip("cv2")
+    cv2.setNumThreads(1)
+    rng = np.random.default_rng(0)
+    pairs = [random_pair(rng, rng.integers(8, 120), rng.integers(8, 400)) for _ in range(1000)]
+    large = []
+    for masks in sav_objects(real_data("sav_000001_manual.json")).values():
+        frames = [
+            cv2.resize(mask.T.astype(np.uint8), (1920, 1080), interpolation=0) > 0
+            for mask in list(masks.values())[::12]
+        ]
+        large += [pair for pair in pairwise(frames) if pair[0].any() and pair[1].any()]
+    assert len(large) > 20
+    ours_s = theirs_s = 0.0
+    for number, (predicted, truth) in enumerate([*pairs, *large]):
+        began = process_time()
+        score = score_pair(predicted, truth)
+        middle = process_time()
+        j, f = davis.db_eval_iou(truth, predicted), davis.db_eval_boundary(truth, predicted)
+        if number >= len(pairs):
+            ours_s, theirs_s = ours_s + middle - began, theirs_s + process_time() - middle
+        assert score.j == pytest.approx(float(j), abs=1e-9)
+        assert score.f == pytest.approx(float(f), abs=1e-9)
+    print(f"{theirs_s / ours_s:.1f} times the processor time at 1920×1080")
+    assert theirs_s > 10 * ours_s
 
 
 def test_trackeval_opens_mots(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
