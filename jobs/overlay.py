@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs._cli import Result, UsageError, job_parser, run
@@ -17,7 +16,8 @@ A layer is current; corrected: what a person made, corrected or accepted; auto: 
 a revision number; or an ISO time. A correction beside what it corrected: --layer auto --layer
 current.
 """
-SUFFIXES = (".mp4", ".webm", ".png")
+SHEET = ".png"
+SUFFIXES = (".mp4", ".webm", SHEET)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,8 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", metavar="URI", required=True, help="folder of the dataset")
     parser.add_argument(
         "--output",
-        metavar="FILE",
-        type=Path,
+        metavar="URI",
         required=True,
         help=".mp4 or .webm: a video; .png: a contact sheet",
     )
@@ -61,6 +60,7 @@ def overlay(options: argparse.Namespace) -> Result:
     """Read the layers' masks, decode the video, draw."""
     from sam2model.video import Video
     from workflows.config import StorageOnlyConfig, load_config
+    from workflows.large_files import write_at
     from workflows.overlay import sheet_frames, write_contact_sheet, write_overlay
     from workflows.query import Dataset
     from workflows.storage import Storage
@@ -73,14 +73,17 @@ def overlay(options: argparse.Namespace) -> Result:
     panels = [
         _panel(dataset, options.video_id, layer, span) for layer in options.layers or ["current"]
     ]
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    with storage.open_video(uri) as source, Video(source, name=uri) as video:
-        if options.output.suffix == ".png":
+    with (
+        storage.open_video(uri) as source,
+        Video(source, name=uri) as video,
+        write_at(storage, options.output) as path,
+    ):
+        if path.suffix == SHEET:
             shown = sheet_frames(panels, options.frames)
             write_contact_sheet(
                 video,
                 panels,
-                options.output,
+                path,
                 shown,
                 columns=options.columns,
                 picture_height_px=options.height or 240,
@@ -90,17 +93,17 @@ def overlay(options: argparse.Namespace) -> Result:
             frames = write_overlay(
                 video,
                 panels,
-                options.output,
+                path,
                 start=options.start,
                 stop=options.stop,
                 picture_height_px=options.height,
             )
-    summary = {"output": str(options.output), "frames": frames, "layers": [p.title for p in panels]}
+    summary = {"output": options.output, "frames": frames, "layers": [p.title for p in panels]}
     return Result(summary)
 
 
 def _check(options: argparse.Namespace) -> None:
-    if options.output.suffix not in SUFFIXES:
+    if not options.output.endswith(SUFFIXES):
         raise UsageError(
             f"maskmill overlay: --output {options.output}: wanted {', '.join(SUFFIXES)}"
         )

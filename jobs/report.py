@@ -53,8 +53,9 @@ def report(options: argparse.Namespace) -> Result:
     pictures = {} if options.no_pictures else thumbnails(dataset, worst)
     values = options.output.removesuffix(".html") + ".json"
     document = json.dumps({**numbers, "worst": worst}, indent=1, allow_nan=False)
+    page = render(numbers, worst, pictures)
     storage.put(values, document.encode())
-    storage.put(options.output, render(numbers, worst, pictures).encode())
+    storage.put(options.output, page.encode())
     progress = numbers["progress"]
     return Result(
         {

@@ -106,3 +106,13 @@ def test_mistakes_are_named_and_nothing_is_drawn(
     assert main([*words, "--dataset", root]) == 2
     assert message in last_line(capsys)["error"]["message"]
     assert not list(tmp_path.glob("o.*"))
+
+
+def test_where_nothing_can_be_written_one_line_says_so(
+    root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    output = str(tmp_path / "file/o.mp4")
+    assert main(["v", "--dataset", root, "--output", output]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert output in line

@@ -27,13 +27,15 @@ from videos import square_mask, write_moving_square
 
 from jobs.report import main
 from workflows.mask_objects import write_mask_object
+from workflows.mask_sources import Rle
 from workflows.query import Dataset
 from workflows.report import ReportError, gather, worst_tracks
-from workflows.report_page import render
+from workflows.report_page import _duration, render
 from workflows.report_thumbnails import thumbnails
 from workflows.results import DatasetWriter
 from workflows.rows import FailureReason, Review, Status, VideoOutcome
 from workflows.storage import Storage
+from workflows.synthetic_dataset import SyntheticSize, make_dataset
 
 START = datetime(2026, 1, 5, 8, tzinfo=UTC)
 DOUBTS = {1: 0.9, 2: 0.1, 7: 0.5}
@@ -309,6 +311,15 @@ def test_the_page_needs_nothing_and_runs_nothing(root: str) -> None:
     assert picture["alt"] == "a · object 1, frame 4, its mask drawn"
 
 
+def test_values_that_nobody_knows_leave_gaps_in_the_page(root: str) -> None:
+    masks = [Rle("06", 2, 3)]
+    make_dataset(Storage(), root, masks, SyntheticSize(videos=3, frames=2))
+    dataset = Dataset(root)
+    (first, *_) = worst = worst_tracks(dataset, 5)
+    assert first["flags"] == [] and first["doubt"] == max(track["doubt"] for track in worst)
+    assert "<h2>Worst tracks</h2>" in render(gather(dataset), worst, {})
+
+
 def test_every_number_of_the_page_comes_from_the_report(root: str) -> None:
     dataset = busy(root)
     text = parse(render(gather(dataset), worst_tracks(dataset, 5), {})).text
@@ -396,3 +407,18 @@ def test_mistakes_are_named_and_nothing_is_written(
     assert main(["--dataset", root, *words]) == 2
     assert message in last_line(capsys)["error"]["message"]
     assert not list(tmp_path.glob("report*"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0 s"),
+        (1.5, "1.5 s"),
+        (90.0, "90 s"),
+        (150.0, "2.5 min"),
+        (7200.0, "2 h"),
+        (1e6, "11.6 days"),
+    ],
+)
+def test_durations_have_the_unit_that_suits_them(seconds: float, text: str) -> None:
+    assert _duration(seconds) == text

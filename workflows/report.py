@@ -128,7 +128,7 @@ WORST = """
     SELECT video_id, object_id, revision, masks_revision, category, doubt, iou_pred_mean,
            iou_pred_min, object_score_min, stability_min, frames_present, first_frame, last_frame,
            review, source,
-           list_transform(list_reverse_sort(list_transform(flags,
+           list_transform(list_reverse_sort(list_transform(coalesce(flags, []),
                lambda flag: struct_pack(doubt := flag.doubt, frame_index := flag.frame_index,
                                    kind := flag.kind))),
                lambda flag: struct_pack(frame_index := flag.frame_index, kind := flag.kind,

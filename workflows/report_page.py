@@ -38,6 +38,7 @@ ol.tracks img { width: 100%; display: block; }
 ol.tracks div { padding: .5rem .8rem; overflow-wrap: anywhere; }
 ol.tracks .none { background: var(--soft); padding: 2.5rem 1rem; text-align: center; }
 """
+UNITS = (("days", 86_400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0))
 LONG_TEXT = 36  # characters, above which a cell may break its lines
 _NUMBER = ' class="n"'
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -74,7 +75,7 @@ def _progress(report: Json) -> list[tuple[str, str]]:
         ("videos labelled", _n(progress["videos_ok"])),
         ("videos failed", _n(progress["videos_failed"])),
         *([("videos in the manifest", _n(in_manifest))] if in_manifest else []),
-        ("hours of video", _n(progress["video_hours"])),
+        ("of video", _duration(3600 * progress["video_hours"])),
         ("frames", _n(progress["frames"])),
         ("objects", _n(progress["objects"])),
         ("masks", _n(progress["object_frames"])),
@@ -95,8 +96,8 @@ def _throughput(report: Json) -> list[tuple[str, str]]:
         ("frames a second", _n(totals["frames_per_s"])),
         ("masks a second", _n(totals["masks_per_s"])),
         ("times real time", _n(totals["times_real_time"])),
-        ("hours of wall clock", _n(totals["wall_s"] / 3600)),
-        ("hours of devices", _n(totals["device_s"] / 3600)),
+        ("by the clock", _duration(totals["wall_s"])),
+        ("of devices", _duration(totals["device_s"])),
         *(priced if cost is not None else [("cost: price.per_actor_hour was not set", "–")]),
     ]
 
@@ -106,9 +107,14 @@ def _time_plot(report: Json) -> str:
     if len(points) < 3:
         return ""
     times = [datetime.fromisoformat(point["at"]).timestamp() for point in points]
-    hours = [((time - times[0]) / 3600, p["videos"]) for time, p in zip(times, points, strict=True)]
-    since = f"hours since {_minute(points[0]['at'])} UTC"
-    return _plots([line(hours, "Videos ended", since, "videos")]) if times[-1] > times[0] else ""
+    if times[-1] <= times[0]:
+        return ""
+    unit, unit_s = _unit(times[-1] - times[0])
+    since = f"{unit} since {_minute(points[0]['at'])} UTC"
+    ended = [
+        ((time - times[0]) / unit_s, p["videos"]) for time, p in zip(times, points, strict=True)
+    ]
+    return _plots([line(ended, "Videos ended", since, "videos")])
 
 
 def _stages(report: Json) -> str:
@@ -232,6 +238,16 @@ def _cell(value: Any) -> str:
         return f"<td{_NUMBER}>{_n(value)}</td>"
     text = escape(str(value or "–"))
     return f'<td class="long">{text}</td>' if len(text) > LONG_TEXT else f"<td>{text}</td>"
+
+
+def _unit(seconds: float) -> tuple[str, float]:
+    """The largest unit of which there are two or more, and its seconds."""
+    return next((unit for unit in UNITS if seconds >= 2 * unit[1]), UNITS[-1])
+
+
+def _duration(seconds: float) -> str:
+    unit, unit_s = _unit(seconds)
+    return f"{number(seconds / unit_s)} {unit}"
 
 
 def _minute(moment: str | None) -> str | None:

@@ -221,7 +221,7 @@ def _videos(size: SyntheticSize, videos: npt.NDArray[np.int64]) -> pa.Table:
         }
         if number % FAILED_EVERY == 0:
             failure = {"status": Status.FAILED, "reason": FailureReason.TIMEOUT, "run_id": "first"}
-            rows.append({**about, **failure, "finished_at": BEGAN})
+            rows.append({**about, **failure, "finished_at": BEGAN - timedelta(days=1)})
         rows.append(
             {
                 **about,
