@@ -141,6 +141,10 @@ class Sam2Network(DerivedModule[NetworkConstants]):
             config.vision_config, Hiera(config.vision_config.backbone_config)
         )
         self.prompt_encoder = PromptEncoder(prompt)
+        # Clicks and places of the image are told in one language; checkpoints hold it twice.
+        self.prompt_encoder.shared_embedding.load_state_dict(
+            self.shared_image_embedding.state_dict()
+        )
         self.mask_decoder = MaskDecoder(
             config.mask_decoder_config, self.shared_image_embedding, config.feature_size
         )

@@ -25,6 +25,7 @@ ONLY = {
     "fsspec": {"workflows/storage.py"},
     "ray.data": {"workflows/label.py", "workflows/refine.py", "workflows/ray_datasets.py"},
     "ray.job_submission": {"workflows/submission.py"},
+    "ray.train": {"workflows/train_ray.py"},
     "ray.serve": {"workflows/refine_app.py"},
     "fastapi": {"workflows/service_http.py", "workflows/service_routes.py"},
 }

@@ -451,3 +451,11 @@ def test_a_step_does_not_change_what_it_is_given(network: Sam2Network) -> None:
 
 def _tensors(*parts: Any) -> list[Tensor]:
     return [getattr(part, name) for part in parts for name in type(part).__slots__]
+
+
+def test_clicks_and_places_of_new_weights_are_told_in_one_language() -> None:
+    built = Sam2Network(small_network().config)
+    click = built.prompt_encoder.shared_embedding.positional_embedding
+    place = built.shared_image_embedding.positional_embedding
+    assert torch.equal(click, place)
+    assert click.data_ptr() != place.data_ptr()  # two tensors, as checkpoints have them

@@ -4,17 +4,24 @@ Knows nothing of networks or prompts.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from workflows.train_scenes import DURATION, FIRST_STILL, Clip, Scene
+from workflows.train_scenes import DURATION, Clip, Scene
 
 
 class ClipSource(Protocol):
     """Numbered clips, each always the same; all of one length and size."""
+
+    @property
+    def name(self) -> str:
+        """Equal for sources of the same clips only, and fit to name a folder."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -32,6 +39,10 @@ class DrawnClips:
     count: int
     num_frames: int
     size: int
+
+    @property
+    def name(self) -> str:
+        return f"drawn-{self.seed}-{self.count}-{self.num_frames}-{self.size}"
 
     def __len__(self) -> int:
         return self.count
@@ -55,14 +66,19 @@ class KeptClips:
     and any two makers write the same bytes.
     """
 
-    def __init__(self, source: ClipSource, folder: Path) -> None:
+    def __init__(self, source: ClipSource, spool: Path) -> None:
         self._source = source
+        folder = spool / source.name
         first = source.clip(0)
         self._shape = first.labels.shape
         self._times = len(first.times)
         folder.mkdir(parents=True, exist_ok=True)
         self._records = self._open(folder / "clips.bin", (len(source), *self._shape, 4))
         self._made = self._open(folder / "made.bin", (len(source),))
+
+    @property
+    def name(self) -> str:
+        return self._source.name
 
     def __len__(self) -> int:
         return len(self._source)
@@ -77,7 +93,7 @@ class KeptClips:
         return Clip(record[..., :3], record[..., 3], tuple(map(float, range(self._times))))
 
     @staticmethod
-    def _open(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    def _open(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         size_bytes = int(np.prod(shape))
         with path.open("ab") as file:
             if file.tell() != size_bytes:
@@ -85,6 +101,24 @@ class KeptClips:
         return np.memmap(path, dtype=np.uint8, mode="r+", shape=shape)
 
 
-def is_still(object_id: int) -> bool:
-    """Whether an id is a flat shape of the ground, not a moving thing."""
-    return object_id >= FIRST_STILL
+class MixedClips:
+    """Clips of several sources, each as often as its share says. Clip i is always the same."""
+
+    def __init__(self, sources: Sequence[ClipSource], shares: Sequence[float]) -> None:
+        self._sources = list(sources)
+        total = sum(shares)
+        self._shares = [share / total for share in shares]
+
+    @property
+    def name(self) -> str:
+        return "+".join(source.name for source in self._sources)
+
+    def __len__(self) -> int:
+        return sum(len(source) for source in self._sources)
+
+    def clip(self, index: int) -> Clip:
+        if len(self._sources) == 1:
+            return self._sources[0].clip(index)
+        rng = np.random.default_rng([index, 4])
+        source = self._sources[int(rng.choice(len(self._sources), p=self._shares))]
+        return source.clip(int(rng.integers(len(source))))

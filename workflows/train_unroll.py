@@ -5,12 +5,12 @@ same order; only the choice among masks is left open for the losses, and memorie
 lists, where the engine keeps pages. tests/test_train_unroll.py holds the two together.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
+from sam2model.frame_processing import Sam2VideoVideoProcessor
 from sam2model.memory_bank import Readout
 from sam2model.track_step import ABSENT_LOGIT, ImageFeatures, PromptBatch, Sam2Network
 from workflows.train_losses import Answer
@@ -271,9 +271,6 @@ def corrective_clicks(
     return (place + shift) * cell_px - 0.5, label
 
 
-def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(…, 3, S, S) uint8 → fp32 as the processor of frames makes them."""
-    shape = (3, 1, 1)
-    middle = torch.tensor(mean, device=pixels.device).view(shape) * 255
-    spread = torch.tensor(std, device=pixels.device).view(shape) * 255
-    return (pixels.float() - middle) / spread
+def normalised_frames(batch: ClipBatch) -> Tensor:
+    """All B·T frames as the processor of frames makes them: (B·T, 3, S, S) fp32."""
+    return Sam2VideoVideoProcessor(batch.pixels.shape[-1]).normalise(batch.pixels.flatten(0, 1))
