@@ -6,7 +6,6 @@ fails the tests skip and say why. Nothing of an installed Ceph is touched.
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -14,10 +13,10 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
+from free_ports import free_ports
 from object_store import CREDENTIALS, ObjectStore
 
 PACKAGES = ("ceph-mon", "ceph-osd", "radosgw")
@@ -66,14 +65,6 @@ def install() -> None:
         ran = subprocess.run(step, capture_output=True, text=True)
         if ran.returncode != 0:
             pytest.skip(f"{' '.join(step)}: {ran.stderr.strip()[-300:]}")
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as held:
-        sockets = [held.enter_context(closing(socket.socket())) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 class Ceph:

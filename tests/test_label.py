@@ -8,40 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bulk import Row, click, settings_of, video_row, words_of, write_rows
 from checkpoints import small_checkpoint
-from videos import write_moving_square
 
 from jobs import label as label_job
-from workflows.manifest import write_manifest
 from workflows.query import Dataset
-from workflows.rows import PromptRow
-from workflows.storage import Storage
 
 pytest_plugins = ["local_ray"]
 
 pytestmark = pytest.mark.cluster
 
-HEIGHT, WIDTH = 96, 128
-Row = dict[str, Any]
-
-
-def click(object_id: int = 0, frame_index: int = 0, x: float = 20.0, y: float = 50.0) -> PromptRow:
-    return {
-        "object_id": object_id,
-        "frame_index": frame_index,
-        "points": [{"x": x, "y": y, "positive": True}],
-        "box": None,
-        "mask": None,
-        "category": "square",
-    }
-
-
-def video_row(folder: Path, video_id: str, num_frames: int = 6, **changes: Any) -> Row:
-    """A manifest row of a video made here."""
-    path = folder / f"{video_id}.mp4"
-    if not path.exists():
-        write_moving_square(path, num_frames)
-    return {"video_id": video_id, "video_uri": str(path), "prompts": [click()], **changes}
+WIDTH = 128
 
 
 @pytest.fixture(scope="session")
@@ -51,27 +28,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(tmp_path: Path, checkpoint: Path) -> dict[str, Any]:
-    return {
-        "manifest": tmp_path / "manifest.parquet",
-        "output": tmp_path / "labels",
-        "model.checkpoint": checkpoint,
-        "model.dtype": "float32",
-        "compute.gpus_per_actor": 0,
-        "compute.cpus_per_actor": 0.5,
-        "compute.videos_in_flight": 2,
-    }
+    return settings_of(tmp_path, checkpoint)
 
 
 def run_job(settings: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> tuple[int, Row, str]:
     """`maskmill label`: exit code, summary, and everything printed."""
-    words = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
-    code = label_job.main(words)
+    code = label_job.main(words_of(settings))
     out = capsys.readouterr().out
     return code, json.loads(out.splitlines()[-1]), out
-
-
-def manifest_of(settings: dict[str, Any], rows: list[Row]) -> None:
-    write_manifest(rows, str(settings["manifest"]), Storage())
 
 
 def test_a_manifest_becomes_masks_and_a_second_run_labels_nothing(
@@ -80,7 +44,7 @@ def test_a_manifest_becomes_masks_and_a_second_run_labels_nothing(
     settings: dict[str, Any],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    manifest_of(
+    write_rows(
         settings,
         [
             video_row(tmp_path, "a", prompts=[click(0), click(7, x=100.0)]),
@@ -118,7 +82,7 @@ def test_bad_videos_fail_with_a_reason_and_the_others_are_labelled(
         video_row(tmp_path, "late", prompts=[click(frame_index=6)]),
         video_row(tmp_path, "elsewhere", video_uri="ftp://host/v.mp4"),
     ]
-    manifest_of(settings, rows)
+    write_rows(settings, rows)
     code, summary, printed = run_job(settings, capsys)
     assert (code, summary.get("ok"), summary.get("failed")) == (3, 1, 5), summary
     assert "6 rows in the manifest = 1 ok + 5 failed" in printed
@@ -149,7 +113,7 @@ def test_what_the_caller_can_mend_exits_2_and_writes_nothing(
     settings: dict[str, Any],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    manifest_of(settings, [video_row(tmp_path, "a")])
+    write_rows(settings, [video_row(tmp_path, "a")])
     code, summary, _ = run_job({**settings, **change}, capsys)
     assert code == 2
     assert complaint in summary["error"]["message"]
@@ -173,7 +137,7 @@ def test_two_actors_label_real_videos(
         }
         for name, (x, y) in clicks.items()
     ]
-    manifest_of(settings, rows)
+    write_rows(settings, rows)
     code, summary, _ = run_job({**settings, "compute.actors": 2}, capsys)
     assert (code, summary["ok"]) == (0, 2)
     sql = "SELECT video_id, count(*) n FROM current_masks GROUP BY 1 ORDER BY 1"

@@ -100,7 +100,7 @@ def test_on_an_object_store_a_run_gives_what_it_gives_on_disk(
     assert [track["object_id"] for track in tracks if track["video_id"] == "v1"] == [1, 9]
 
 
-@pytest.mark.cluster
+@pytest.mark.slow
 def test_a_store_that_throttles_and_loses_answers_costs_no_video_and_doubles_none(
     local_ray: None, object_store: ObjectStore, tmp_path: Path
 ) -> None:

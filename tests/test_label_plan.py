@@ -75,6 +75,7 @@ def test_without_a_span_a_file_is_as_long_as_it_is_large(tmp_path: Path) -> None
         # What cannot even be asked for its size fails first, so that somebody can look into it.
         assert ids_in_order(plan) == ["gone", "large", "middle", "small"]
         assert plan.costs[plan.order[1]] == pytest.approx(90 * 2)
+        assert plan.work[plan.order].tolist() == pytest.approx([0.0, 180.0, 60.0, 2.0])
 
 
 def test_only_what_is_missing_or_changed_is_left(tmp_path: Path) -> None:
@@ -119,6 +120,7 @@ def test_a_row_at_fault_is_a_task_that_says_why_and_is_not_labelled(tmp_path: Pa
         assert ids_in_order(plan)[:1] == ["good"] or "good" in ids_in_order(plan)
         assert plan.videos == plan.num_tasks == 7
         assert len(plan.order) + len(faults) == 7
+        assert np.isfinite(plan.work).all()
     found = {(task["video_id"], task["reason"]) for task in faults}
     assert ("no uri", FailureReason.NOT_FOUND) in found
     assert ("ends early", FailureReason.PROMPT_OUT_OF_RANGE) in found

@@ -64,7 +64,9 @@ def test_two_actors_share_a_gpu_and_two_gpus_hold_four(
     assert label(config_of(settings), Gathered(pids, wanted=4)).ok == 8
 
 
-@pytest.mark.parametrize(("actors", "in_flight"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize(
+    ("actors", "in_flight"), [(1, 2), pytest.param(2, 1, marks=pytest.mark.slow)]
+)
 def test_no_video_waits_behind_a_longer_one(
     actors: int, in_flight: int, local_ray: None, tmp_path: Path, checkpoint: Path, pids: Path
 ) -> None:

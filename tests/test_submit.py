@@ -6,11 +6,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from bulk import Row, click, settings_of, video_row, words_of, write_rows
 from checkpoints import small_checkpoint
+from ray.job_submission import JobStatus
 
 from jobs import submit
 from workflows.config import LabelConfig, load_config, to_tree
@@ -19,6 +21,7 @@ from workflows.submission import (
     JobServer,
     LogOutput,
     Submission,
+    SubmitError,
     is_on_this_machine,
     settings,
 )
@@ -162,6 +165,69 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
+class Clients:
+    """What JobServer asks of Ray's client: jobs by name, with their status."""
+
+    def __init__(self, **jobs: str) -> None:
+        self.jobs = jobs
+        self.answers_without_agent = 0
+
+    def submit_job(self, *, submission_id: str, **more: object) -> str:
+        if submission_id in self.jobs:
+            raise RuntimeError(f"Request failed with status code 500: {submission_id} exists")
+        if self.answers_without_agent:
+            self.answers_without_agent -= 1
+            raise RuntimeError("Request failed with status code 500: No available agent to submit")
+        if "refused" in submission_id:
+            raise RuntimeError("Request failed with status code 400: no room")
+        self.jobs[submission_id] = "PENDING"
+        return submission_id
+
+    def get_job_info(self, submission_id: str) -> object:
+        if submission_id not in self.jobs:
+            raise RuntimeError("Request failed with status code 404: does not exist")
+        return SimpleNamespace(status=JobStatus(self.jobs[submission_id]))
+
+
+def server_with(**jobs: str) -> JobServer:
+    server = JobServer.__new__(JobServer)
+    server._client = Clients(**jobs)  # type: ignore[assignment]
+    return server
+
+
+@pytest.mark.parametrize(
+    ("jobs", "name", "is_new"),
+    [
+        ({}, "a", True),
+        ({"a": "PENDING"}, "a", False),
+        ({"a": "RUNNING"}, "a", False),
+        ({"a": "SUCCEEDED"}, "a-2", True),
+        ({"a": "FAILED", "a-2": "STOPPED"}, "a-3", True),
+        ({"a": "FAILED", "a-2": "RUNNING"}, "a-2", False),
+    ],
+)
+def test_a_job_that_runs_is_joined_and_one_that_ended_is_followed_by_another(
+    jobs: dict[str, str], name: str, is_new: bool
+) -> None:
+    assert server_with(**jobs).submit_or_join(Submission("a", ("label",))) == (name, is_new)
+
+
+def test_a_job_of_a_given_name_is_joined_even_if_it_has_ended() -> None:
+    assert not server_with(a="SUCCEEDED").submit(Submission("a", ("label",)))
+
+
+def test_a_cluster_that_is_still_starting_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workflows.submission.POLL_S", 0.0)
+    server = server_with()
+    server._client.answers_without_agent = 3  # type: ignore[attr-defined]
+    assert server.submit(Submission("a", ("label",)))
+
+
+def test_a_refusal_of_the_cluster_is_told() -> None:
+    with pytest.raises(SubmitError, match="no room"):
+        server_with().submit(Submission("refused", ("label",)))
+
+
 @pytest.mark.cluster
 def test_a_job_is_submitted_once_and_followed_by_whoever_submits_it_again(
     job_cluster: str,
@@ -170,25 +236,19 @@ def test_a_job_is_submitted_once_and_followed_by_whoever_submits_it_again(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     settings = settings_of(tmp_path, checkpoint)
+    (tmp_path / "b.mp4").write_bytes(b"no video")
     write_rows(settings, [video_row(tmp_path, "a"), video_row(tmp_path, "b")])
-    words = ["--address", job_cluster, "label", *words_of(settings)]
+    words = ["--address", job_cluster, "--submission-id", "one", "label", *words_of(settings)]
     assert submit.main(["--no-wait", *words]) == 0
-    begun = last_line(capsys)
-    assert not begun["joined"]
-    assert submit.main(words) == 0
+    assert not last_line(capsys)["joined"]
+    assert submit.main(words) == 3
     out, err = capsys.readouterr()
     ended = json.loads(out.splitlines()[-1])
-    assert (ended["submission_id"], ended["joined"]) == (begun["submission_id"], True)
-    assert (ended["status"], ended["summary"]["ok"]) == ("SUCCEEDED", 2)
-    assert "2 rows in the manifest = 2 ok + 0 failed" in err
-    assert Dataset(str(settings["output"])).videos().num_rows == 2
-
-    (tmp_path / "c.mp4").write_bytes(b"no video")
-    write_rows(settings, [video_row(tmp_path, "a"), video_row(tmp_path, "c")])
-    assert submit.main(words) == 3  # the first has ended, so this one begins
-    again = last_line(capsys)
-    assert again["submission_id"] == f"{begun['submission_id']}-2"
-    assert (again["status"], again["summary"]["skipped"]) == ("FAILED", 1)
+    assert (ended["submission_id"], ended["joined"]) == ("one", True)
+    assert (ended["status"], ended["summary"]["ok"], ended["summary"]["failed"]) == ("FAILED", 1, 1)
+    assert "2 rows in the manifest = 1 ok + 1 failed" in err
+    (run,) = Dataset(str(settings["output"])).sql("SELECT count(*) n FROM runs").to_pylist()
+    assert run == {"n": 1}
 
 
 def long_job(folder: Path, checkpoint: Path) -> dict[str, Any]:

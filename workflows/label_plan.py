@@ -68,7 +68,8 @@ class LabelPlan:
     """The rows of one manifest and what is left to do; close it to free the disk.
 
     videos: rows of the manifest. skipped: recorded by earlier runs. order: numbers of the tasks
-    to label, longest first. costs: of every task, for the time left.
+    to label, longest first. costs: of every task. work: the same for the time left, 0 where a task
+    will take none, for its row or its video is bad.
     """
 
     def __init__(
@@ -87,6 +88,9 @@ class LabelPlan:
             self._keys.seal()
             self.costs: FloatArray = estimate_costs(self._tasks, storage)
             self.order: IntArray = self._longest_first()
+            self.work: FloatArray = np.zeros(self.num_tasks)
+            self.work[self.order] = self.costs[self.order]
+            self.work[np.isinf(self.work)] = 0.0
         except BaseException:
             self.close()
             raise

@@ -188,7 +188,7 @@ class LabelRun:
             sum(outcome.seconds_by_stage.values()),
             outcome.num_frames_decoded,
         )
-        self._cost_done += self._plan.costs[home.task]
+        self._cost_done += float(self._plan.work[home.task])
         if not home.is_whole:
             found = find_mask_object(
                 self._storage, self._job.config.output, outcome.video_id, outcome.fingerprint
@@ -244,7 +244,7 @@ class LabelRun:
                 videos_failed=summary.failed_now,
                 frames=frames,
                 masks=max(totals.masks, summary.object_frames),
-                cost=float(self._plan.costs.sum()),
+                cost=float(self._plan.work.sum()),
                 cost_done=self._cost_done,
                 elapsed_s=elapsed_s,
                 frames_per_s=self._rate.at(elapsed_s, frames),

@@ -12,6 +12,7 @@ import re
 import shlex
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 STOP_WAIT_S = 60
 POLL_S = 1.0
 PATIENCE_S = 120.0  # with a job server that does not answer
+STARTING = "No available agent"  # says a job server that is up before the machine it runs on
 LAST_CHARACTERS = 1_000_000  # of a log, in which its last line is found
 
 
@@ -123,18 +125,23 @@ class JobServer:
 
     def submit(self, submission: Submission) -> bool:
         """Whether it begins now; a job of that name that is there is left as it is."""
-        try:
-            self._client.submit_job(
-                entrypoint=submission.entrypoint,
-                submission_id=submission.submission_id,
-                runtime_env=submission.runtime_env,
-                metadata={"job": submission.words[0]},
-            )
-        except RuntimeError as error:
-            if self._details(submission.submission_id) is None:
-                raise SubmitError(f"{submission.submission_id}: refused: {error}") from error
-            return False
-        return True
+        give_up_at = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                self._client.submit_job(
+                    entrypoint=submission.entrypoint,
+                    submission_id=submission.submission_id,
+                    runtime_env=submission.runtime_env,
+                    metadata={"job": submission.words[0]},
+                )
+                return True
+            except RuntimeError as error:
+                if self._details(submission.submission_id) is not None:
+                    return False
+                if STARTING not in str(error) or time.monotonic() > give_up_at:
+                    raise SubmitError(f"{submission.submission_id}: refused: {error}") from error
+                log.info("%s: the cluster is still starting", submission.submission_id)
+            time.sleep(POLL_S)
 
     def submit_or_join(self, submission: Submission) -> tuple[str, bool]:
         """As `submit`, but what has ended is not joined: the next one has a number behind its name.
