@@ -98,9 +98,9 @@ def replica_pids(deployment: str) -> list[int]:
     ]
 
 
-def kill_replicas(deployment: str) -> list[int]:
-    """All at once, without a warning, as a machine that goes away does."""
-    pids = replica_pids(deployment)
+def kill_replicas(deployment: str, only: int | None = None) -> list[int]:
+    """All (or only some) at once, without a warning, as a machine that goes away does."""
+    pids = replica_pids(deployment)[:only]
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     return pids

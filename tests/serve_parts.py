@@ -1,12 +1,19 @@
 """What replicas of the tests are made of. Imported by Ray's workers."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from scripted_refinements import Scene, ScriptedRefinements, ScriptedVideos
 
-from workflows.refine_types import Refinements
+from workflows.refine_types import PreviewRequest, RefinedFrame, Refinements
 from workflows.service_config import ServeConfig
+
+
+class Counting(ScriptedRefinements):
+    """Previews tell, as their time, how many steps were taken."""
+
+    def preview(self, request: PreviewRequest) -> RefinedFrame:
+        return replace(super().preview(request), pts_s=float(self.steps))
 
 
 @dataclass(frozen=True)
@@ -17,7 +24,7 @@ class Scripted:
     step_s: float = 0.0
 
     def refinements(self, config: ServeConfig, *, with_engine: bool) -> Refinements:
-        made = ScriptedRefinements(self.scenes, self.step_s)
+        made = Counting(self.scenes, self.step_s)
         for video_id in self.scenes:
             made.label(video_id)
         return made

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import ray
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve import Application
@@ -111,7 +112,9 @@ class IngressReplica:
 
     def __init__(self, config: ServeConfig, library: Handle, models: Handle) -> None:
         self._config = config
-        self._backend = Backend(ReplicaCaller(library), ReplicaCaller(models), RefineJobs(config))
+        cluster = ray.get_runtime_context().gcs_address
+        jobs = RefineJobs(config, cluster)
+        self._backend = Backend(ReplicaCaller(library), ReplicaCaller(models), jobs)
 
     def __serve_build_asgi_app__(self) -> Any:
         context = _get_internal_replica_context()  # type: ignore[no-untyped-call]

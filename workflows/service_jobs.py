@@ -13,16 +13,21 @@ from workflows.config import to_tree
 from workflows.service_config import ServeConfig
 from workflows.service_errors import ServiceError, busy
 from workflows.storage import Storage, UriNotAllowed
-from workflows.submission import JobServer, Submission, SubmitError, is_on_this_machine, settings
+from workflows.submission import JobServer, Submission, SubmitError, settings
 
 PREFIX = "refine-"
 
 
 class RefineJobs:
-    """The job server of this cluster, asked for at the first batch."""
+    """A job server, asked for at each batch.
 
-    def __init__(self, config: ServeConfig) -> None:
+    cluster: address of the cluster that the service runs on, taken where the configuration names
+    no other. Jobs run with this process's interpreter, which all machines of a cluster have.
+    """
+
+    def __init__(self, config: ServeConfig, cluster: str | None = None) -> None:
         self._config = config
+        self._address = config.jobs_address or cluster
 
     def submit(self, requests: str, request_id: str | None) -> dict[str, Any]:
         """Raises ServiceError for a table that may not be read, or where no job server is."""
@@ -31,11 +36,10 @@ class RefineJobs:
         except UriNotAllowed as error:
             raise ServiceError(422, "uri_not_allowed", str(error)) from error
         name = PREFIX + (request_id or uuid.uuid4().hex[:12])
-        here = is_on_this_machine(self._config.jobs_address)
         submission = Submission(
             submission_id=name,
             words=("refine", "--requests", requests, *settings(self._settings())),
-            python=sys.executable if here else "python",
+            python=sys.executable,
         )
         try:
             self._server().submit(submission)
@@ -61,6 +65,6 @@ class RefineJobs:
 
     def _server(self) -> JobServer:
         try:
-            return JobServer(self._config.jobs_address)
+            return JobServer(self._address)
         except SubmitError as error:
             raise busy(str(error), code="no_job_server") from error
