@@ -30,7 +30,7 @@ from sam2model.stepper import Stepper
 from sam2model.track_step import Sam2Network
 from sam2model.tracked_masks import FrameMasks
 from sam2model.tracker import Tracker
-from sam2model.transfers import send
+from sam2model.transfers import Pace, mark_on_cuda, send
 from sam2model.video import Frame, Video
 
 __all__ = ["Cancelled", "DeadlineExceeded", "Engine", "EngineOptions", "Lane"]
@@ -86,6 +86,7 @@ class Engine:
         self.schedule = Schedule(self.options)
         self._changed = self.schedule.changed
         self._next_key = 0
+        self._pace = Pace(mark_on_cuda) if network.device.type == "cuda" else None
         self._threads = [
             threading.Thread(target=self._run, args=(turn,), name=name, daemon=True)
             for name, turn in (("engine", self._take_turn), ("run lengths", self._write_masks))
@@ -380,3 +381,5 @@ class Engine:
                     self.schedule.unwritten.append(masks)
             self._changed.notify_all()
         self.frames_tracked += len(step)
+        if self._pace is not None:
+            self._pace.launched()

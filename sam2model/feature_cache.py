@@ -7,6 +7,7 @@ the next click will need.
 """
 
 import threading
+from bisect import insort
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
@@ -39,14 +40,44 @@ class KnownFrame:
         return self.features
 
 
+class _Place:
+    """Frames within a budget; whoever is farthest from the focus leaves first."""
+
+    def __init__(self, room_bytes: int) -> None:
+        self.room_bytes = room_bytes
+        self.nbytes = 0
+        self.frames: dict[int, KnownFrame] = {}
+        self._order: list[int] = []  # the farthest is the first or the last
+
+    def admit(self, new: KnownFrame, focus: int) -> list[KnownFrame]:
+        """Put a frame here; who must leave for it, which may be the frame itself."""
+        self.frames[new.index] = new
+        insort(self._order, new.index)
+        self.nbytes += new.nbytes
+        gone = []
+        while self.nbytes > self.room_bytes:
+            is_last = abs(self._order[-1] - focus) >= abs(self._order[0] - focus)
+            leaving = self.frames.pop(self._order.pop(-1 if is_last else 0))
+            self.nbytes -= leaving.nbytes
+            gone.append(leaving)
+        return gone
+
+    def clear(self) -> list[KnownFrame]:
+        """Let all go."""
+        gone = list(self.frames.values())
+        self.frames.clear()
+        self._order.clear()
+        self.nbytes = 0
+        return gone
+
+
 class FeatureCache:
     """Frames by index within two budgets; any thread may ask."""
 
     def __init__(self, device_bytes: int, host_bytes: int) -> None:
-        self.device_bytes, self.host_bytes = device_bytes, host_bytes
         self._lock = threading.Lock()
-        self._near: dict[int, KnownFrame] = {}  # on the device
-        self._far: dict[int, KnownFrame] = {}  # in host memory
+        self._near = _Place(device_bytes)  # on the device
+        self._far = _Place(host_bytes)  # in host memory
         self._focus = 0
 
     def focus(self, frame_index: int) -> None:
@@ -57,70 +88,53 @@ class FeatureCache:
     def get(self, frame_index: int) -> KnownFrame | None:
         """A frame, where it is kept."""
         with self._lock:
-            return self._near.get(frame_index) or self._far.get(frame_index)
+            return self._near.frames.get(frame_index) or self._far.frames.get(frame_index)
 
     def known_in_a_row(self, frame_index: int, step: int, most: int) -> int:
         """How many frames from here on are kept, forward (step 1) or backward (-1), up to most."""
         with self._lock:
             for count in range(most):
                 index = frame_index + step * count
-                if index not in self._near and index not in self._far:
+                if index not in self._near.frames and index not in self._far.frames:
                     return count
         return most
 
     def put(self, frame_index: int, pts_s: float, features: ImageFeatures) -> None:
         """Keep a frame if it lies nearer than what must leave for it; features: one row."""
         with self._lock:
-            if frame_index in self._near or frame_index in self._far:
+            if frame_index in self._near.frames or frame_index in self._far.frames:
                 return
             # A row of a batch would keep the whole batch.
             new = KnownFrame(frame_index, pts_s, own_rows(features))
-            for moved in self._admit(self._near, new, self.device_bytes):
-                parked = moved.features
-                if not isinstance(parked, Parked):
-                    parked = park(*parked.tensors)
-                known = KnownFrame(moved.index, moved.pts_s, parked)
-                self._admit(self._far, known, self.host_bytes)
+            self._move(self._near.admit(new, self._focus))
 
     @property
     def nbytes(self) -> tuple[int, int]:
         """Bytes kept on the device, and in host memory."""
         with self._lock:
-            return _total(self._near), _total(self._far)
+            return self._near.nbytes, self._far.nbytes
 
     def __len__(self) -> int:
         with self._lock:
-            return len(self._near) + len(self._far)
+            return len(self._near.frames) + len(self._far.frames)
 
     def leave_device(self) -> None:
         """Move everything to host memory, as far as that has room."""
         with self._lock:
-            near, self._near = self._near, {}
-            for frame in sorted(near.values(), key=self._distance):
-                assert isinstance(frame.features, ImageFeatures)
-                parked = KnownFrame(frame.index, frame.pts_s, park(*frame.features.tensors))
-                self._admit(self._far, parked, self.host_bytes)
+            near = self._near.clear()
+            self._move(sorted(near, key=lambda frame: abs(frame.index - self._focus)))
 
     def clear(self) -> None:
         with self._lock:
             self._near.clear()
             self._far.clear()
 
-    def _admit(
-        self, place: dict[int, KnownFrame], new: KnownFrame, room_bytes: int
-    ) -> list[KnownFrame]:
-        """Put a frame in a place; who must leave for it, which may be the frame itself."""
-        place[new.index] = new
-        gone = []
-        excess = _total(place) - room_bytes
-        while excess > 0:
-            farthest = max(place.values(), key=self._distance)
-            excess -= farthest.nbytes
-            gone.append(place.pop(farthest.index))
-        return gone
-
-    def _distance(self, frame: KnownFrame) -> int:
-        return abs(frame.index - self._focus)
+    def _move(self, frames: list[KnownFrame]) -> None:
+        """From the device to host memory, as far as it has room."""
+        for frame in frames:
+            if frame.nbytes <= self._far.room_bytes:
+                known = KnownFrame(frame.index, frame.pts_s, _parked(frame.features))
+                self._far.admit(known, self._focus)
 
 
 class KnownFrames:
@@ -184,5 +198,5 @@ def _own(tensor: Tensor) -> Tensor:
     return tensor if is_whole else tensor.clone()
 
 
-def _total(place: dict[int, KnownFrame]) -> int:
-    return sum(frame.nbytes for frame in place.values())
+def _parked(features: ImageFeatures | Parked) -> Parked:
+    return features if isinstance(features, Parked) else park(*features.tensors)

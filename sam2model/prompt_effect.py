@@ -17,7 +17,6 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sam2model.labelling_plan import restated
 from sam2model.memory_bank import select_conditioning
 from sam2model.prompts import Prompt
 
@@ -33,64 +32,74 @@ class Effect:
         return frame_index < self.begins or frame_index >= self.reaches
 
 
-def said(prompt: Prompt) -> bytes:
-    """What a prompt says, in 16 bytes: equal for equal prompts, whichever object they are of."""
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a prompt says. digest: 16 bytes, equal for equal prompts of any object.
+
+    is_complete: a box or a mask, which describes the object without what came before.
+    """
+
+    digest: bytes
+    is_complete: bool
+
+
+History = Mapping[int, Said]  # frame → what one object's prompt there says
+
+
+def said(prompt: Prompt) -> Said:
+    """A prompt without its mask's pixels, which may be large."""
     text = hashlib.blake2b(digest_size=16)
     text.update(repr((prompt.points_px, prompt.positive, prompt.box_xyxy_px)).encode())
     if prompt.mask is not None:
         text.update(repr(prompt.mask.shape).encode())
         text.update(prompt.mask.tobytes())
-    return text.digest()
+    return Said(text.digest(), prompt.mask is not None or prompt.box_xyxy_px is not None)
 
 
-def effect_of_change(
-    before: Mapping[int, Prompt], after: Mapping[int, Prompt], max_conditioning: int
-) -> Effect | None:
+def history(prompts: Mapping[int, Prompt]) -> dict[int, Said]:
+    """What one object's prompts say: frame → prompt to frame → what it says."""
+    return {frame: said(prompt) for frame, prompt in prompts.items()}
+
+
+def effect_of_change(before: History, after: History, max_conditioning: int) -> Effect | None:
     """What becomes other when one object's prompts change; None when nothing does.
 
-    before, after: frame → prompt, `after` not empty; max_conditioning: -1 means no cap.
+    after: not empty. max_conditioning: conditioning frames that a step reads, -1 for all.
     """
     begins = min(after)
-    said_before = {frame: said(p) for frame, p in before.items()}
-    said_after = {frame: said(p) for frame, p in after.items()}
-    changed = {
-        frame
-        for frame in before.keys() | after.keys()
-        if said_before.get(frame) != said_after.get(frame)
-    }
+    frames = before.keys() | after.keys()
+    changed = {frame for frame in frames if before.get(frame) != after.get(frame)}
     if not changed:
         return None
     if not before or min(before) != begins or begins in changed:
         return Effect(begins, begins)
     reaches = min(changed)
-    read_ahead = _read_ahead(before, said_before), _read_ahead(after, said_after)
-    if read_ahead[0] == read_ahead[1]:
+    ahead = _read_ahead(before), _read_ahead(after)
+    if ahead[0] == ahead[1]:
         return Effect(begins, reaches)
     if max_conditioning == -1:
         return Effect(begins, begins + 1)
     # Up to the first changed frame both have the same clicks; they may read other masks ahead.
     for frame in range(begins + 1, reaches):
-        selections = [
-            _selected(prompts, ahead, frame, max_conditioning)
-            for prompts, ahead in zip((before, after), read_ahead, strict=True)
-        ]
-        if selections[0] != selections[1]:
+        known = _selected(before, ahead[0], frame, max_conditioning)
+        if known != _selected(after, ahead[1], frame, max_conditioning):
             return Effect(begins, frame)
     return Effect(begins, reaches)
 
 
-def _read_ahead(prompts: Mapping[int, Prompt], told: Mapping[int, bytes]) -> dict[int, bytes]:
-    return {frame: told[frame] for frame in restated(prompts)}
+def _read_ahead(told: History) -> dict[int, Said]:
+    begins = min(told)
+    return {frame: said for frame, said in told.items() if frame > begins and said.is_complete}
 
 
 def _selected(
-    prompts: Mapping[int, Prompt], ahead: Mapping[int, bytes], frame: int, cap: int
-) -> list[tuple[int, bytes | None]]:
+    told: History, ahead: Mapping[int, Said], frame: int, cap: int
+) -> list[tuple[int, Said | None]]:
     """The conditioning frames that a step of the forward pass reads, and what they say.
 
     Clicks before `frame` are the same in both that are compared, so their frame names them.
     """
-    known = sorted({*ahead, *(f for f in prompts if f < frame)})
+    known = sorted({*ahead, *(f for f in told if f < frame)})
     selected, spare = select_conditioning(known, frame, cap)
     # A spare one is read all the same where it lies within the recent frames: always a past one.
     past = sorted(f for f in spare if f < frame)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from sam2model.labelling_plan import LabellingPlan, Task, Visit
 from sam2model.memory_bank import Direction, MemoryBank
+from sam2model.prompt_effect import history
 from sam2model.resumption import Start
 from sam2model.snapshots import ParkedPage, Snapshot, SnapshotStore, StandingAnswer
 from sam2model.track_step import StepOutput
@@ -47,6 +48,7 @@ class Recorder:
         store: SnapshotStore,
     ) -> None:
         self._bank, self._plan, self._keys, self._store = bank, plan, keys, store
+        self._told = {o: history(course.prompts) for o, course in plan.courses.items()}
         # A correction's page is copied once, and shared by all snapshots after it.
         self._corrections: dict[int, dict[int, ParkedPage]] = {
             object_id: {
@@ -89,7 +91,7 @@ class Recorder:
         recent = self._bank.recent_pages(self._keys[object_id], visit.direction)
         return Snapshot(
             frame_index=visit.frame.index,
-            prompts=self._plan.courses[object_id].prompts,
+            told=self._told[object_id],
             corrections=dict(self._corrections.get(object_id, {})),
             mask_frames=recent.mask_frames,
             pointer_frames=recent.pointer_frames,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from sam2model.labelling_plan import Course, LabellingPlan, Span, restated
-from sam2model.prompt_effect import Effect, effect_of_change
+from sam2model.prompt_effect import Effect, effect_of_change, history
 from sam2model.prompts import Prompt
 from sam2model.snapshots import Snapshot, SnapshotStore, StandingAnswer
 
@@ -42,7 +42,8 @@ def resume(
     for object_id, course in plan.courses.items():
         effect: Effect | None = Effect(course.begins, course.begins)
         if before is not None:
-            effect = effect_of_change(before.get(object_id, {}), course.prompts, max_conditioning)
+            old, new = history(before.get(object_id, {})), history(course.prompts)
+            effect = effect_of_change(old, new, max_conditioning)
         if effect is None:
             continue
         narrowed = _told(course, effect, told)
@@ -77,13 +78,14 @@ def _begin_late(
 ) -> tuple[Start, Course]:
     """Put the way to what is told before it: from a snapshot, or from the first prompt."""
     begins, prompts = course.begins, course.prompts
+    told = history(prompts) if snapshots is not None else {}
     alone = restated(prompts)
     forward, backward = course.forward, course.backward
     forth: Snapshot | None = None
     back: Snapshot | None = None
     if not backward.is_empty:
         if snapshots is not None:
-            back = snapshots.nearest(object_id, -1, prompts, cap, before=backward.last)
+            back = snapshots.nearest(object_id, -1, told, cap, before=backward.last)
         backward = Span(backward.first, (begins if back is None else back.frame_index) - 1)
     needs_clicks = not backward.is_empty and back is None  # a backward pass reads all of them
     clicks: set[int] = prompts.keys() - alone - {begins} if needs_clicks else set()
@@ -95,7 +97,7 @@ def _begin_late(
     elif clicks or not forward.is_empty:
         before = None if forward.is_empty else forward.first
         if snapshots is not None:
-            forth = snapshots.nearest(object_id, 1, prompts, cap, before=before)
+            forth = snapshots.nearest(object_id, 1, told, cap, before=before)
         first = begins if forth is None else forth.frame_index + 1
         if forward.is_empty:
             forward = Span(first, max(clicks))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from sam2model.memory_bank import Direction, Page, RecentPages
-from sam2model.prompt_effect import effect_of_change, said
+from sam2model.prompt_effect import History, Said, effect_of_change, said
 from sam2model.prompts import Prompt
 from sam2model.track_step import StepOutput
 from sam2model.transfers import Parked
@@ -33,12 +33,12 @@ class ParkedPage:
 class Snapshot:
     """One object after `frame_index` of a pass.
 
-    prompts: all that it was prompted with when this was taken. corrections: the pages of its
+    told: all that its prompts said when this was taken. corrections: the pages of its
     later clicks; first prompts, boxes and masks have theirs in `StandingAnswer`.
     """
 
     frame_index: int
-    prompts: Mapping[int, Prompt]
+    told: History
     corrections: Mapping[int, ParkedPage]
     mask_frames: tuple[int, ...]
     pointer_frames: tuple[int, ...]
@@ -71,7 +71,7 @@ class SnapshotStore:
         self.budget_bytes, self.every = budget_bytes, every
         self._lock = threading.Lock()
         self._passes: dict[tuple[int, Direction], dict[int, Snapshot]] = {}
-        self._answers: dict[tuple[int, bytes], StandingAnswer] = {}
+        self._answers: dict[tuple[int, Said], StandingAnswer] = {}
         self._held: Counter[Parked] = Counter()  # how many snapshots and answers share each
         self._nbytes = 0
 
@@ -87,11 +87,11 @@ class SnapshotStore:
         self,
         object_id: int,
         direction: Direction,
-        prompts: Mapping[int, Prompt],
+        told: History,
         max_conditioning: int,
         before: int | None,
     ) -> Snapshot | None:
-        """The last snapshot of a pass that these prompts would have led to.
+        """The last snapshot of a pass that prompts which say this would have led to.
 
         before: a frame that still lies ahead of it in its pass; None for any. A forward pass
         goes to it unless a prompt up to there differs; a backward pass reads all prompts.
@@ -101,7 +101,7 @@ class SnapshotStore:
         for frame in sorted(known, key=lambda f: -direction * f):
             if before is not None and direction * (before - frame) <= 0:
                 continue
-            effect = effect_of_change(known[frame].prompts, prompts, max_conditioning)
+            effect = effect_of_change(known[frame].told, told, max_conditioning)
             if effect is None or (direction == 1 and frame not in effect):
                 return known[frame]
         return None

@@ -4,8 +4,11 @@ Copies run on a stream of their own, so that neither computing nor the thread th
 still. On a processor's own memory there is nothing to copy, and everything is ready at once.
 """
 
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -81,6 +84,37 @@ def send(tensor: Tensor, device: torch.device) -> Arriving:
         copied = torch.cuda.Event()
         copied.record(stream)
     return Arriving(moved, copied)
+
+
+class Mark(Protocol):
+    """A place in a device's work; torch.cuda.Event is one."""
+
+    def synchronize(self) -> None: ...
+
+
+class Pace:
+    """Keeps a thread no more than `ahead` pieces of work before its device.
+
+    Launching takes no time and computing does, so that without it somebody who clicks would wait
+    for all that was launched before. One piece ahead is enough to keep a device busy.
+    """
+
+    def __init__(self, mark: Callable[[], Mark], ahead: int = 2) -> None:
+        self._mark, self._ahead = mark, ahead
+        self._marks: deque[Mark] = deque()
+
+    def launched(self) -> None:
+        """Another piece is launched; waits for the one before the last `ahead`."""
+        self._marks.append(self._mark())
+        if len(self._marks) > self._ahead:
+            self._marks.popleft().synchronize()
+
+
+def mark_on_cuda() -> Mark:
+    """The present place in the present stream's work."""
+    event = torch.cuda.Event()
+    event.record()
+    return event
 
 
 @cache

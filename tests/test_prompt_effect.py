@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sam2model.prompt_effect import Effect, effect_of_change, said
+from sam2model.prompt_effect import Effect, effect_of_change, history, said
 from sam2model.prompts import Prompt
 
 
@@ -22,7 +22,7 @@ def mask(frame: int) -> Prompt:
 
 
 def effect(before: list[Prompt], after: list[Prompt], cap: int = -1) -> Effect | None:
-    tables = [{p.frame_index: p for p in prompts} for prompts in (before, after)]
+    tables = [history({p.frame_index: p for p in prompts}) for prompts in (before, after)]
     return effect_of_change(tables[0], tables[1], cap)
 
 
@@ -89,3 +89,4 @@ def test_equal_prompts_say_the_same_and_others_something_else() -> None:
 
     assert [said(p) for p in prompts] == [said(p) for p in prompts]
     assert len({said(p) for p in prompts}) == 5
+    assert [said(p).is_complete for p in prompts] == [False, False, True, True, True]

@@ -16,7 +16,7 @@ from test_engine import label as label_all
 
 from sam2model.engine import EngineOptions
 from sam2model.labelling_plan import Span, by_object
-from sam2model.prompt_effect import effect_of_change
+from sam2model.prompt_effect import effect_of_change, history
 from sam2model.prompts import Prompt, PromptOutOfRange
 from sam2model.refinement_memory import MemoryBudget, VideoMemory
 from sam2model.semantics import REFERENCE
@@ -128,7 +128,9 @@ def test_masks_after_any_change_are_those_of_all_over_again_and_the_others_did_n
         found = refine(capped, new, memory, before=prompts)
 
         objects, before = by_object(new), by_object(prompts)
-        effects = {o: effect_of_change(before[o], objects[o], cap) for o in objects}
+        effects = {
+            o: effect_of_change(history(before[o]), history(objects[o]), cap) for o in objects
+        }
         reached = {
             (o, f) for o, effect in effects.items() if effect for f in range(FRAMES) if f in effect
         }
