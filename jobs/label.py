@@ -18,7 +18,7 @@ from jobs._cli import (
 from jobs._progress import ProgressLines
 
 if TYPE_CHECKING:
-    from workflows.config import LabelConfig
+    from workflows.config import LabelConfig, ModelConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +43,7 @@ def config_of(options: argparse.Namespace) -> "LabelConfig":
     """The configuration that the options make. Raises ConfigError or UsageError."""
     from workflows.config import LabelConfig, load_config
 
-    overrides = [*options.overrides, *_retry_override(options.retry)]
+    overrides = [*options.overrides, *retry_override(options.retry)]
     return load_config(LabelConfig, options.config, overrides)
 
 
@@ -51,20 +51,30 @@ def anchored(config: "LabelConfig") -> "LabelConfig":
     """The same for a process that runs in another folder: paths are absolute."""
     from dataclasses import replace
 
-    from workflows.uris import is_local, local_path
-
-    def absolute(uri: str) -> str:
-        return str(local_path(uri)) if is_local(uri) else uri
-
-    checkpoint = config.model.checkpoint
-    if is_local(checkpoint) and local_path(checkpoint).exists():  # else a name at the hub
-        checkpoint = absolute(checkpoint)
     return replace(
         config,
         manifest=absolute(config.manifest),
         output=absolute(config.output),
-        model=replace(config.model, checkpoint=checkpoint),
+        model=absolute_model(config.model),
     )
+
+
+def absolute(uri: str) -> str:
+    """A local path as another folder's process finds it."""
+    from workflows.uris import is_local, local_path
+
+    return str(local_path(uri)) if is_local(uri) else uri
+
+
+def absolute_model(model: "ModelConfig") -> "ModelConfig":
+    """With the checkpoint where it is here; else it is a name at the hub."""
+    from dataclasses import replace
+
+    from workflows.uris import is_local, local_path
+
+    checkpoint = model.checkpoint
+    is_here = is_local(checkpoint) and local_path(checkpoint).exists()
+    return replace(model, checkpoint=absolute(checkpoint) if is_here else checkpoint)
 
 
 def label(options: argparse.Namespace) -> Result:
@@ -88,7 +98,7 @@ def label(options: argparse.Namespace) -> Result:
     return Result(summary.to_json(config), code)
 
 
-def _retry_override(retries: Sequence[str]) -> list[str]:
+def retry_override(retries: Sequence[str]) -> list[str]:
     """`--retry reason=a,b` as the configuration's own key."""
     from workflows.rows import FailureReason
 

@@ -1,4 +1,4 @@
-"""Ask a dataset in SQL: masks, tracks, videos, runs, current_masks, current_tracks."""
+"""Ask a dataset in SQL: masks, tracks, videos, refinements, runs, current_masks and _tracks."""
 
 import argparse
 import sys

@@ -3,7 +3,7 @@
 Objects are ellipses that wander, turn, grow and pass one another; some leave the image, some hide
 behind others and come back: what a good track shows as well. Their scores have the size, the
 slowness and the occasional dip of a real model's on real videos. A failing track is right until
-its onset; then it follows another object (swap), shows nothing although its object is there (loss),
+its onset; then it follows something else (swap), shows nothing although its object is there (loss),
 or takes in a growing piece of its surroundings (leak), with scores that may give it away or not.
 """
 
@@ -57,13 +57,12 @@ def _draw(seed: int, share: float) -> DrawnVideo:
     failures, masks = {}, true.copy()
     for o in range(num_objects):
         if rng.random() < share:
-            kinds = [k for k in FAILURES if k != "swap" or num_objects > 1]
-            failure = _plant(rng, str(rng.choice(kinds)), o, true, masks)
+            failure = _plant(rng, str(rng.choice(FAILURES)), o, true, masks)
             if failure is not None:
                 failures[o] = failure
     rows: list[dict[str, Any]] = []
     for o in range(num_objects):
-        begin = int(np.argmax(true[o].sum(axis=(1, 2)) > 30))
+        begin = int(np.argmax(true[o].sum(axis=(1, 2)) > 60))
         scores = _scores(rng, true[o], masks[o], failures.get(o))
         shaken = np.stack([_shaken(rng, mask) for mask in masks[o]])
         rows += _rows(f"v{seed}", o, begin, shaken, scores)
@@ -77,9 +76,9 @@ def _wander(rng: Rng, num_frames: int) -> npt.NDArray[np.bool_]:
 
     def smooth(size: float, slowness: float) -> npt.NDArray[np.float64]:
         phase, period = rng.uniform(0, 2 * np.pi), slowness * rng.uniform(0.6, 1.6)
-        return size * (np.sin(2 * np.pi * time / period + phase) + 0.15 * _ar(rng, num_frames, 0.9))
+        return size * (np.sin(2 * np.pi * time / period + phase) + 0.07 * _ar(rng, num_frames, 0.9))
 
-    radius = rng.uniform(5, 14)
+    radius = rng.uniform(7, 16)
     reach = rng.choice([0.25, 0.35, 0.6], p=[0.5, 0.3, 0.2])  # the last leaves the image
     fast = rng.choice([120.0, 60.0, 25.0], p=[0.5, 0.35, 0.15])
     x = WIDTH * (rng.uniform(0.3, 0.7) + smooth(reach, fast))
@@ -100,7 +99,7 @@ def _plant(
 ) -> Failure | None:
     """Make track o fail in place; None where it could not be seen to."""
     num_frames = true.shape[1]
-    seen = true[o].sum(axis=(1, 2)) > 30
+    seen = true[o].sum(axis=(1, 2)) > 60
     onsets = [t for t in range(10, num_frames - 6) if seen[t - 1 : t + 5].all()]
     if not onsets:
         return None
@@ -109,13 +108,13 @@ def _plant(
     span = slice(onset, end)
     right = masks[o].copy()
     if kind == "swap":
-        others = [j for j in range(len(true)) if j != o and true[j, onset].sum() > 30]
+        # To something that nobody labels, or to the nearest of the others.
+        others = [_wander(rng, num_frames)] if rng.random() < 0.4 else list(np.delete(true, o, 0))
+        others = [other for other in others if other[onset].sum() > 60]
         if not others:
             return None
-        # The nearest one, as it happens to trackers.
-        centres = {j: np.argwhere(true[j, onset]).mean(axis=0) for j in [o, *others]}
-        to = min(others, key=lambda j: float(np.linalg.norm(centres[j] - centres[o])))
-        masks[o, span] = true[to, span]
+        centre = np.argwhere(true[o, onset]).mean(axis=0)
+        masks[o, span] = min(others, key=lambda other: _distance(other[onset], centre))[span]
     elif kind == "loss":
         fading = int(rng.integers(0, 3))  # frames in which it goes
         for i in range(fading):
@@ -138,6 +137,10 @@ def _plant(
         masks[o] = right
         return None
     return Failure(kind, onset)
+
+
+def _distance(mask: Mask, from_: npt.NDArray[np.float64]) -> float:
+    return float(np.linalg.norm(np.argwhere(mask).mean(axis=0) - from_))
 
 
 def _iou(a: Mask, b: Mask) -> float:
@@ -190,7 +193,8 @@ def _ar(rng: Rng, count: int, memory: float) -> npt.NDArray[np.float64]:
 
 def _shaken(rng: Rng, mask: Mask) -> Mask:
     """The mask with its outline a little off."""
-    shifted = np.roll(mask, rng.integers(-1, 2, 2), (0, 1))
+    down, right = rng.integers(0, 3, 2)
+    shifted = np.pad(mask, 1)[down : down + HEIGHT, right : right + WIDTH]
     return mask & shifted if rng.random() < 0.5 else mask | shifted
 
 

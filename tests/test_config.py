@@ -12,6 +12,7 @@ from workflows.config import (
     ConfigError,
     LabelConfig,
     ModelConfig,
+    RefineConfig,
     dump_config,
     load_config,
     to_tree,
@@ -19,6 +20,7 @@ from workflows.config import (
 from workflows.rows import config_hash, fingerprint
 
 LABEL_YAML = Path(__file__).parents[1] / "configs/label.yaml"
+REFINE_YAML = LABEL_YAML.with_name("refine.yaml")
 MINIMAL = ["manifest=m.parquet", "output=out"]
 
 
@@ -81,7 +83,10 @@ def test_a_value_may_hold_an_equals_sign() -> None:
         ("compute.max_actors=0", r"compute\.max_actors: "),
         ("limits.max_seconds=.inf", r"limits\.max_seconds: input should be a finite number"),
         ("model.semantics=meta", r"model\.semantics: .*'labelling' or 'reference', got \"meta\""),
-        ("retry_reasons=[slow]", r"retry_reasons\.0: .*'timeout' or 'internal', got \"slow\""),
+        (
+            "retry_reasons=[slow]",
+            r"retry_reasons\.0: .*'request_invalid' or 'stale_revision', got \"slow\"",
+        ),
         ("storage.anonymous=1", r"storage\.anonymous: input should be a valid boolean, got 1"),
         ("compute=3", r"compute: input should be an object, got 3"),
         ("manifest=", r"manifest: input should be a valid string, got null"),
@@ -176,6 +181,12 @@ def test_label_yaml_holds_every_key_at_its_default() -> None:
     defaults = leaves(to_tree(LabelConfig(manifest="manifest.parquet", output="dataset")))
     assert written == defaults
     assert load_config(LabelConfig, LABEL_YAML) == LabelConfig("manifest.parquet", "dataset")
+
+
+def test_refine_yaml_holds_every_key_at_its_default() -> None:
+    defaults = leaves(to_tree(RefineConfig(output="dataset")))
+    assert leaves(yaml.safe_load(REFINE_YAML.read_text())) == defaults
+    assert load_config(RefineConfig, REFINE_YAML) == RefineConfig("dataset")
 
 
 def test_label_yaml_explains_every_key() -> None:

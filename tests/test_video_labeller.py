@@ -214,11 +214,12 @@ def test_a_small_outcome_goes_home_whole_and_a_large_one_without_its_tracks(
     outcome = label(tmp_path, request_of(tmp_path))
     whole = home_row(outcome, 7)
     assert whole.schema == HOME_SCHEMA
-    assert (whole["task"].to_pylist(), whole["is_whole"].to_pylist()) == ([7], [True])
+    assert (whole["task"].to_pylist(), whole["rest"].to_pylist()) == ([7], [None])
     assert outcomes_from_table(whole.select(whole.column_names[:-2])) == [outcome]
     many = replace(outcome, tracks=outcome.tracks * 2000)
     assert home_row(many, 7).nbytes < LARGEST_HOME_BYTES
-    assert home_row(many, 7)["is_whole"].to_pylist() == [False]
+    assert many.mask_object is not None
+    assert home_row(many, 7)["rest"].to_pylist() == [many.mask_object.path]
 
 
 def test_a_call_that_hangs_is_left_behind_and_others_give_what_they_have() -> None:

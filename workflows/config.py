@@ -126,6 +126,32 @@ class LabelConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RefineConfig:
+    """Refinements of many videos; units and reasons of each key stand in configs/refine.yaml."""
+
+    __pydantic_config__ = STRICT
+
+    output: str
+    requests: str | None = None
+    author: str = "batch"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    commit: CommitConfig = field(default_factory=CommitConfig)
+    retry_reasons: tuple[FailureReason, ...] = ()
+    price: PriceConfig = field(default_factory=PriceConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+
+    @property
+    def inference_config(self) -> Tree:
+        """Of the model."""
+        return self.model.inference_config
+
+
+PipelineConfig = LabelConfig | RefineConfig  # of jobs that run over a pool of actors
+
+
+@dataclass(frozen=True, slots=True)
 class StorageOnlyConfig:
     """Jobs whose choices are options of their own: only how to reach storage."""
 

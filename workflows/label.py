@@ -37,11 +37,12 @@ INIT_DEATHS = 5  # actors that do not come up, one after the other, before the f
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """What came home of one task. is_whole: else the rest of the outcome lies with the masks."""
+    """What came home of one task. rest: where the masks lie and with them what
+    is missing of the outcome; None where nothing is."""
 
     task: int
     outcome: VideoOutcome
-    is_whole: bool
+    rest: str | None
 
 
 class PoolBroken(RuntimeError):
@@ -79,10 +80,10 @@ def label_tasks(
         dataset = _pipeline(job, open_engine, refs, num_tasks, board)
     for batch in _batches(dataset):
         outcomes = outcomes_from_table(batch.select(OUTCOMES_SCHEMA.names))
-        for task, is_whole, outcome in zip(
-            batch["task"].to_pylist(), batch["is_whole"].to_pylist(), outcomes, strict=True
+        for task, rest, outcome in zip(
+            batch["task"].to_pylist(), batch["rest"].to_pylist(), outcomes, strict=True
         ):
-            yield Home(task, outcome, is_whole)
+            yield Home(task, outcome, rest)
 
 
 def _batches(dataset: Dataset) -> Iterator[pa.Table]:

@@ -26,16 +26,16 @@ from workflows.rows import (
     OUTCOMES_SCHEMA,
     FailureReason,
     VideoOutcome,
-    VideoRequest,
     outcomes_to_table,
 )
 from workflows.run_board import ActorTally, Report
-from workflows.video_labeller import LabellingJob, VideoLabeller
+from workflows.video_labeller import LabellingJob
 
 log = logging.getLogger(__name__)
 
-# what travels home: an outcome, the number of its task, and whether the outcome is complete
-HOME_SCHEMA = pa.schema([*OUTCOMES_SCHEMA, ("task", pa.int64()), ("is_whole", pa.bool_())])
+# what travels home: an outcome, the number of its task, and, unless the outcome is complete, where
+# its masks lie
+HOME_SCHEMA = pa.schema([*OUTCOMES_SCHEMA, ("task", pa.int64()), ("rest", pa.string())])
 # Ray sends smaller results along with the answer; larger ones stay on the actor's machine and are
 # lost with it, so of those only the main facts travel: the rest lies with the masks.
 LARGEST_HOME_BYTES = 64 * 1024
@@ -57,7 +57,7 @@ class LabelActor:
         use_threads(job.config.compute.cpus_per_actor)
         self._tally = ActorTally()
         engine = open_engine(job.config, job.weights_sha256)
-        self._labeller = VideoLabeller(job, engine, self._tally.add_frame)
+        self._worker = job.worker(engine, self._tally.add_frame)
         self._videos = Counter("maskmill_videos", "videos that ended", ("status", "reason"))
         self._seconds = Histogram(
             "maskmill_video_seconds",
@@ -86,12 +86,11 @@ class LabelActor:
         return home_row(outcome, row["task"])
 
     def _label(self, row: dict[str, Any]) -> VideoOutcome:
-        request = VideoRequest.from_row(row)
-        outcome = self._labeller.label(request, row["fingerprint"], row["revision"])
+        outcome = self._worker.work(row)
         if outcome.reason == FailureReason.OUT_OF_MEMORY:
             free_device_memory()
         if outcome.reason == FailureReason.TIMEOUT and not device_answers():
-            _end_process(f"the device does not answer after {request.video_id} timed out")
+            _end_process(f"the device does not answer after {outcome.video_id} timed out")
         return outcome
 
 
@@ -140,14 +139,15 @@ class _Reporter:
 def home_row(outcome: VideoOutcome, task: int) -> pa.Table:
     """HOME_SCHEMA; small whatever the video."""
     whole = outcomes_to_table([outcome])
-    is_whole = whole.nbytes <= LARGEST_HOME_BYTES
-    if not is_whole:
+    rest = None
+    if whole.nbytes > LARGEST_HOME_BYTES and outcome.mask_object is not None:
+        rest = outcome.mask_object.path
         for name in ("tracks", "mask_object"):
             index = OUTCOMES_SCHEMA.get_field_index(name)
             field = OUTCOMES_SCHEMA.field(name)
             whole = whole.set_column(index, field, pa.nulls(1, field.type))
     home = {name: whole[name] for name in OUTCOMES_SCHEMA.names}
-    return pa.table({**home, "task": [task], "is_whole": [is_whole]}, schema=HOME_SCHEMA)
+    return pa.table({**home, "task": [task], "rest": [rest]}, schema=HOME_SCHEMA)
 
 
 def _end_process(why: str) -> None:

@@ -4,7 +4,7 @@ import logging
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -12,12 +12,14 @@ import torch
 
 from sam2model import Prompt, Sam2VideoModel, Sam2VideoProcessor
 from sam2model.attention import force_kernel
-from sam2model.engine import Engine, EngineOptions
+from sam2model.engine import Engine, EngineOptions, Lane
+from sam2model.labelling_plan import Span
+from sam2model.refinement_memory import VideoMemory
 from sam2model.semantics import semantics_named
 from sam2model.tracked_masks import FrameMasks
 from sam2model.video import Video
 from workflows.checkpoints import Checkpoint, local_checkpoint
-from workflows.config import LabelConfig, ModelConfig
+from workflows.config import ModelConfig, PipelineConfig
 from workflows.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -30,8 +32,28 @@ DIRTY_DEVICE_LOOKS = 12
 ANSWER_S = 60.0
 
 
-class MaskEngine(Protocol):
-    """What labelling needs of an engine; sam2model.engine.Engine is the real one."""
+class RefineEngine(Protocol):
+    """What refining needs of an engine."""
+
+    def refine(
+        self,
+        video: Video,
+        prompts: Sequence[Prompt],
+        memory: VideoMemory | None,
+        *,
+        before: Sequence[Prompt] | None = None,
+        first_frame: int = 0,
+        last_frame: int | None = None,
+        told: Span | None = None,
+        lane: Lane = "interactive",
+        deadline_s: float | None = None,
+    ) -> Iterator[FrameMasks]: ...
+
+    def close(self) -> None: ...
+
+
+class MaskEngine(RefineEngine, Protocol):
+    """What labelling and refining need of an engine; sam2model.engine.Engine is the real one."""
 
     def label(
         self,
@@ -43,17 +65,15 @@ class MaskEngine(Protocol):
         deadline_s: float | None = None,
     ) -> Iterator[FrameMasks]: ...
 
-    def close(self) -> None: ...
 
-
-EngineFactory = Callable[[LabelConfig, str], MaskEngine]  # of a configuration and its weights
+EngineFactory = Callable[[PipelineConfig, str], MaskEngine]  # of a configuration and its weights
 
 
 class DirtyDevice(RuntimeError):
     """Somebody else holds the memory of the device that this process was given."""
 
 
-def open_engine(config: LabelConfig, weights_sha256: str | None = None) -> Engine:
+def open_engine(config: PipelineConfig, weights_sha256: str | None = None) -> Engine:
     """The model of a configuration on the device that this process was given.
 
     weights_sha256: raises CheckpointError if the weights here are others.

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ from workflows.label_engine import EngineFactory, open_engine
 from workflows.label_plan import Labelling, LabelPlan
 from workflows.label_summary import Summary
 from workflows.manifest import manifest_files
-from workflows.mask_objects import find_mask_object
+from workflows.mask_objects import read_mask_object
 from workflows.next_revisions import next_revisions
 from workflows.progress import OnProgress, Progress, Rate
 from workflows.ray_session import Stopped, check_resources, connected, stops_on_signal
@@ -40,12 +40,33 @@ from workflows.run_board import Report, RunBoard
 from workflows.storage import Storage
 from workflows.task_spool import IntArray
 from workflows.uris import join_uri
+from workflows.video_costs import FloatArray
 from workflows.video_labeller import LabellingJob, code_version
 
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
 BOARD_PATIENCE_S = 5.0
+
+
+class Plan(Protocol):
+    """What a run needs of a plan; LabelPlan says what each is."""
+
+    videos: int
+    skipped: int
+    order: IntArray
+    work: FloatArray
+
+    @property
+    def num_tasks(self) -> int: ...
+
+    def tasks(self, numbers: IntArray) -> Iterator[pa.Table]: ...
+
+    def video_ids(self) -> pa.ChunkedArray: ...
+
+    def at_fault(self) -> Iterator[pa.Table]: ...
+
+    def keys(self) -> Iterator[tuple[list[str], list[str]]]: ...
 
 
 def label(
@@ -72,25 +93,40 @@ def label(
     labelling = Labelling(job.weights_sha256, config.inference_config)
     finished = writer.finished(config.retry_reasons)
     with LabelPlan(config.manifest, storage, labelling, finished) as plan:
-        summary = Summary(job.run_id, videos=plan.videos, skipped=plan.skipped)
+        return run_plan(job, plan, writer, finished, engine_factory, on_progress, began, started_at)
 
-        def record() -> None:
-            summary.wall_s = time.monotonic() - began
-            ended_at = datetime.now(UTC)
-            writer.record_run(summary.to_row(config, job.code_version, started_at, ended_at))
 
-        if plan.num_tasks:
-            storage.put(
-                join_uri(config.output, "_runs", f"{job.run_id}.yaml"), dump_config(config).encode()
-            )
-            LabelRun(job, plan, writer, summary, engine_factory, on_progress, record).run()
-        if not summary.stopped:
-            # Asked of the dataset anew, unless it was asked a moment ago.
-            summary.ok, summary.failed = _count(
-                writer.finished() if plan.num_tasks else finished, plan
-            )
-            record()
+def run_plan(
+    job: LabellingJob,
+    plan: Plan,
+    writer: DatasetWriter,
+    finished: FinishedVideos,
+    engine_factory: EngineFactory,
+    on_progress: OnProgress,
+    began: float,
+    started_at: datetime,
+) -> Summary:
+    """Do what a plan says and count what is there.
+
+    finished: as the plan was made with. began: of the job, on the monotonic clock.
+    """
+    config = job.config
+    summary = Summary(job.run_id, videos=plan.videos, skipped=plan.skipped)
+
+    def record() -> None:
+        summary.wall_s = time.monotonic() - began
+        ended_at = datetime.now(UTC)
+        writer.record_run(summary.to_row(config, job.code_version, started_at, ended_at))
+
+    if plan.num_tasks:
+        writer.storage.put(
+            join_uri(config.output, "_runs", f"{job.run_id}.yaml"), dump_config(config).encode()
+        )
+        LabelRun(job, plan, writer, summary, engine_factory, on_progress, record).run()
     if not summary.stopped:
+        # Asked of the dataset anew, unless it was asked a moment ago.
+        summary.ok, summary.failed = _count(writer.finished() if plan.num_tasks else finished, plan)
+        record()
         summary.check()
     return summary
 
@@ -101,7 +137,7 @@ class LabelRun:
     def __init__(
         self,
         job: LabellingJob,
-        plan: LabelPlan,
+        plan: Plan,
         writer: DatasetWriter,
         summary: Summary,
         engine_factory: EngineFactory,
@@ -113,7 +149,10 @@ class LabelRun:
         self._engine_factory, self._on_progress = engine_factory, on_progress
         self._record = record
         self._committer = Committer(
-            writer, config.commit.videos, config.commit.seconds, config.supersede_reviewed
+            writer,
+            config.commit.videos,
+            config.commit.seconds,
+            isinstance(config, LabelConfig) and config.supersede_reviewed,
         )
         self._began = time.monotonic()
         self._cost_done = 0.0
@@ -189,12 +228,8 @@ class LabelRun:
             outcome.num_frames_decoded,
         )
         self._cost_done += float(self._plan.work[home.task])
-        if not home.is_whole:
-            found = find_mask_object(
-                self._storage, self._job.config.output, outcome.video_id, outcome.fingerprint
-            )
-            assert found is not None  # the actor put it before it sent the outcome
-            outcome = found
+        if home.rest is not None:
+            outcome = read_mask_object(self._storage, self._job.config.output, home.rest)
         self._commit(outcome)
 
     def _commit(self, outcome: VideoOutcome) -> None:
@@ -211,7 +246,8 @@ class LabelRun:
     def _failure(self, row: dict[str, Any], reason: FailureReason, detail: str) -> VideoOutcome:
         return VideoOutcome(
             video_id=row["video_id"],
-            video_uri=row["video_uri"],
+            video_uri=row.get("video_uri") or "",
+            request_id=row.get("request_id"),
             fingerprint=row["fingerprint"],
             status=Status.FAILED,
             reason=reason,
@@ -283,7 +319,7 @@ class _Ticker:
         self._tick()
 
 
-def _count(finished: FinishedVideos, plan: LabelPlan) -> tuple[int, int]:
+def _count(finished: FinishedVideos, plan: Plan) -> tuple[int, int]:
     """How many rows of the manifest the dataset has as ok and as failed."""
     ok = failed = 0
     for ids, prints in plan.keys():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from workflows.config import LabelConfig, to_tree
+from workflows.config import PipelineConfig, RefineConfig, to_tree
 from workflows.rows import Status, VideoOutcome
 
 
@@ -90,11 +90,11 @@ class Summary:
                 f"and {self.failed} as failed"
             )
 
-    def cost(self, config: LabelConfig) -> float | None:
+    def cost(self, config: PipelineConfig) -> float | None:
         price = config.price.per_actor_hour
         return None if price is None else price * self.device_s / 3600
 
-    def to_json(self, config: LabelConfig) -> dict[str, Any]:
+    def to_json(self, config: PipelineConfig) -> dict[str, Any]:
         """For the last line of standard output."""
         idle = self.device_idle_share
         line = {
@@ -123,16 +123,18 @@ class Summary:
         return line | (costs if costs["cost"] is not None else {})
 
     def to_row(
-        self, config: LabelConfig, code_version: str, started_at: datetime, finished_at: datetime
+        self, config: PipelineConfig, code_version: str, started_at: datetime, finished_at: datetime
     ) -> dict[str, Any]:
         """In RUNS_SCHEMA's columns."""
         return {
             "run_id": self.run_id,
-            "job": "label",
+            "job": "refine" if isinstance(config, RefineConfig) else "label",
             "started_at": started_at,
             "finished_at": finished_at,
             "config": json.dumps(to_tree(config), sort_keys=True),
-            "manifest_uri": config.manifest,
+            "manifest_uri": config.requests
+            if isinstance(config, RefineConfig)
+            else config.manifest,
             "code_version": code_version,
             "hardware": ", ".join(sorted(self.hardware)) or None,
             "videos_requested": self.videos,
@@ -152,7 +154,7 @@ class Summary:
             **self._costs(config),
         }
 
-    def _costs(self, config: LabelConfig) -> dict[str, Any]:
+    def _costs(self, config: PipelineConfig) -> dict[str, Any]:
         """Nulls where the price is not known, or nothing was labelled to share it."""
         cost = self.cost(config)
 
@@ -168,9 +170,16 @@ class Summary:
 
 
 def frames_of(outcome: VideoOutcome) -> int:
-    """Frames labelled, each counted once however many objects it has."""
+    """Frames labelled, each counted once however many objects it has; of a refinement, those that
+    it computed again, and any between them."""
     if not outcome.tracks:
-        return outcome.num_frames_decoded or 0
-    return (
-        max(t.last_frame for t in outcome.tracks) - min(t.first_frame for t in outcome.tracks) + 1
-    )
+        return 0 if outcome.request_id else outcome.num_frames_decoded or 0
+    spans = [
+        (track.first_frame, track.last_frame)
+        if track.refinement is None
+        else (track.refinement["first_frame"], track.refinement["last_frame"])
+        for track in outcome.tracks
+    ]
+    firsts = [first for first, _ in spans if first is not None]
+    lasts = [last for _, last in spans if last is not None]
+    return max(lasts) - min(firsts) + 1 if firsts and lasts else 0

@@ -51,40 +51,48 @@ def mask_object_path(video_id: str, labelling: str) -> str:
 
 
 def write_mask_object(
-    storage: Storage, root: str, outcome: VideoOutcome, masks: pa.Table, revision: int = 1
+    storage: Storage,
+    root: str,
+    outcome: VideoOutcome,
+    masks: pa.Table,
+    revision: int = 1,
+    labelling: str | None = None,
 ) -> VideoOutcome:
     """Put the masks of one finished video; the outcome to commit, with its mask_object.
 
     masks: rows of this video in MASKS_SCHEMA (their revision is set here), of the very objects
     whose tracks in outcome bring masks. revision: the one expected, 1 for a video labelled for the
     first time; the commit corrects it if somebody else's labels came between.
-    If another attempt at the same labelling put its masks first, the outcome is that one's.
+    labelling: its name, the fingerprint by default. If another attempt at the same labelling put
+    its masks first, the outcome is that one's.
     """
     masks = sorted_rows(with_revision(masks, revision))
     check_rows(outcome.video_id, outcome.tracks, masks)
-    path = mask_object_path(outcome.video_id, outcome.fingerprint)
+    path = mask_object_path(outcome.video_id, labelling or outcome.fingerprint)
     written = MaskObject(path=path, size_bytes=0, num_rows=masks.num_rows, stats=statistics(masks))
     tracks = tuple(replace(track, revision=revision) for track in outcome.tracks)
     outcome = replace(outcome, tracks=tracks, mask_object=written)
     data = encode_parquet(masks, {OUTCOME_KEY.decode(): _encode(outcome)})
     if storage.put_if_absent(join_uri(root, MASKS, path), data):
         return replace(outcome, mask_object=replace(written, size_bytes=len(data)))
-    found = find_mask_object(storage, root, outcome.video_id, outcome.fingerprint)
-    if found is None:
-        raise NotFound(f"{join_uri(root, MASKS, path)}: was there a moment ago")
-    return found
+    return read_mask_object(storage, root, path)
 
 
 def find_mask_object(
-    storage: Storage, root: str, video_id: str, fingerprint: str
+    storage: Storage, root: str, video_id: str, labelling: str
 ) -> VideoOutcome | None:
     """The outcome of a labelling whose masks were put but perhaps never committed."""
-    folder, path = join_uri(root, MASKS), mask_object_path(video_id, fingerprint)
     try:
-        size_bytes = storage.size(join_uri(folder, path))
-        footer = read_footer(storage, folder, path)
+        return read_mask_object(storage, root, mask_object_path(video_id, labelling))
     except NotFound:
         return None
+
+
+def read_mask_object(storage: Storage, root: str, path: str) -> VideoOutcome:
+    """The outcome whose masks lie there, relative to the masks table. Raises NotFound."""
+    folder = join_uri(root, MASKS)
+    size_bytes = storage.size(join_uri(folder, path))
+    footer = read_footer(storage, folder, path)
     outcome = _decode(footer[OUTCOME_KEY])
     assert outcome.mask_object is not None  # write_mask_object set it
     return replace(outcome, mask_object=replace(outcome.mask_object, size_bytes=size_bytes))

@@ -21,6 +21,7 @@ from workflows.rows import FlagRow, Track
 FloatArray = npt.NDArray[np.float64]
 
 FLAG_AT = 0.3  # doubt of a frame from which it is flagged
+WORST_AT = 0.03  # the same of a track's worst frame: whoever looks at the track should begin there
 FLAGS_APART = 8  # frames; one failure is one flag
 LASTING = ("score_low", "iou_low", "unstable", "overlap")  # signals that count by their mean too
 MOST_FLAGS = 16  # of one track: more say that it wants doing again
@@ -118,7 +119,7 @@ def _flags(signals: TrackSignals, evidence: FloatArray) -> tuple[FlagRow, ...]:
     doubt = _sigmoid(evidence)
     order = np.argsort(-doubt, kind="stable")
     chosen: list[int] = []
-    for place in order[doubt[order] >= FLAG_AT].tolist():
+    for place in order[doubt[order] >= np.where(order == order[0], WORST_AT, FLAG_AT)].tolist():
         if all(abs(place - other) > FLAGS_APART for other in chosen):
             chosen.append(place)
         if len(chosen) == MOST_FLAGS:

@@ -57,6 +57,8 @@ def measure(
 
     disagreement: (object, frame) → 1 − IoU of both directions, where known.
     """
+    if not len(masks):
+        return []
     rows = masks.sort_by([("object_id", "ascending"), ("frame_index", "ascending")])
     columns = {name: rows[name].to_numpy() for name in ("object_id", "frame_index", "area_px")}
     columns |= {name: _floats(rows, name) for name in ("object_score", "iou_pred", "stability")}
@@ -108,7 +110,7 @@ def _one_way(track: dict[str, npt.NDArray[np.generic]], size_px: tuple[int, int]
     leaps = _leaps(track["box"].astype(np.float64), np.fmax(area, before_area), stretch)
     losses = _losses(track["box"].astype(np.float64), area, before_area, stretch, size_px)
     # Of what is half hidden, scores are low and the box is not where it was.
-    trust = np.where(present, np.where(growth < np.log(0.8), excuse, 1), 0)
+    trust = np.where(present, np.where(growth < np.log(0.8), excuse * np.exp(growth), 1), 0)
     signals = {
         "score_drop": (_median_before(score, stretch) - score) / 4 * trust,
         "score_low": (2 - score) / 4 * trust,
@@ -269,6 +271,4 @@ def _floats(rows: pa.Table, name: str) -> FloatArray:
 
 def _size(rows: pa.Table) -> tuple[int, int]:
     """Height and width of the frames."""
-    if not len(rows):
-        return 1, 1
     return int(rows["height"][0].as_py()), int(rows["width"][0].as_py())

@@ -1,26 +1,26 @@
 """Printed by tests/fit_quality.py."""
 
-FRAME_BIAS = -7.224
+FRAME_BIAS = -8.850
 FRAME_WEIGHTS = (
-    1.585,  # score_drop
-    0.450,  # score_low
-    1.346,  # iou_low
-    2.737,  # iou_drop
-    1.130,  # unstable
-    0.672,  # grown
-    0.000,  # shrunk
-    0.368,  # moved
-    1.985,  # lost
-    1.708,  # overlap
-    1.906,  # overlap_rise
-    2.662,  # disagreement
+    0.300,  # score_drop
+    0.347,  # score_low
+    0.301,  # iou_low
+    5.628,  # iou_drop
+    3.293,  # unstable
+    0.506,  # grown
+    1.000,  # shrunk
+    1.498,  # moved
+    14.314,  # lost
+    0.300,  # overlap
+    8.907,  # overlap_rise
+    10.967,  # disagreement
 )
-TRACK_BIAS = -6.592
+TRACK_BIAS = -8.912
 TRACK_WEIGHTS = (
-    0.936,  # worst frame
-    0.000,  # second worst frame
-    0.697,  # mean score_low
-    1.496,  # mean iou_low
-    0.696,  # mean unstable
-    3.088,  # mean overlap
+    0.712,  # worst frame
+    0.300,  # second worst frame
+    7.403,  # mean score_low
+    11.587,  # mean iou_low
+    18.378,  # mean unstable
+    0.300,  # mean overlap
 )

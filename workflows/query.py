@@ -37,7 +37,9 @@ At = datetime | int  # a time, or a revision: each object as of its newest one u
 # inner joins, not windows or semi-joins: DuckDB passes a filter on video_id through to both sides
 VIEWS = """
     CREATE VIEW tracks AS SELECT * FROM _tracks WHERE {tracks_at};
-    CREATE VIEW videos AS SELECT * FROM _videos WHERE {videos_at};
+    CREATE VIEW videos AS
+        SELECT * EXCLUDE (request_id) FROM _videos WHERE request_id IS NULL AND {videos_at};
+    CREATE VIEW refinements AS SELECT * FROM _videos WHERE request_id IS NOT NULL AND {videos_at};
     CREATE VIEW runs AS SELECT * FROM _runs;
     CREATE VIEW masks AS SELECT _masks.* FROM _masks {masks_at};
     CREATE VIEW current_tracks AS
@@ -112,7 +114,7 @@ class Dataset:
         parameters: Sequence[Any] | Mapping[str, Any] | None = None,
         at: At | None = None,
     ) -> pa.Table:
-        """The answer to one SELECT over masks, tracks, videos, runs and the current_ views.
+        """The answer to one SELECT over masks, tracks, videos, refinements, runs, current_ views.
 
         parameters: values for the query's `?`, or by name for its `$name`. at: an earlier state of
         labels.
@@ -205,10 +207,10 @@ class Dataset:
         )
 
     def videos(self, video_ids: Sequence[str] | None = None) -> pa.Table:
-        """The last attempt at each video, by video; VIDEOS_SCHEMA."""
-        where = pc.scalar(True)
+        """The last attempt at labelling each video, by video; VIDEOS_SCHEMA."""
+        where = pc.field("request_id").is_null()
         if video_ids is not None:
-            where = pc.field("video_id").isin(list(video_ids))
+            where &= pc.field("video_id").isin(list(video_ids))
         rows = self._rows(self._log.videos, video_ids, where)
         rows = rows.sort_by([("video_id", "ascending"), ("finished_at", "ascending")])
         return rows.filter(_is_last_of(rows, ["video_id"]))

@@ -8,17 +8,17 @@ reaches and the request asks for; everything else is the base's to the last bit.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sam2model import Prompt, rle
-from sam2model.engine import Lane
 from sam2model.labelling_plan import Span as FrameSpan
 from sam2model.refinement_memory import VideoMemory
 from sam2model.tracked_masks import FrameMasks, TrackedMask
 from sam2model.video import Video
+from workflows.label_engine import RefineEngine
 from workflows.labelled_videos import about_video
 from workflows.prompt_rows import PromptRow, decode_prompts, fingerprint
 from workflows.quality import with_quality
@@ -48,26 +48,6 @@ from workflows.video_masks import VideoMasks, tracks_of
 
 AGREEING_IOU = 0.99  # of a new mask and the base's, to count as the same
 AGREEING_FRAMES = 10  # in a row, from which on the base is taken for the rest
-
-
-class RefineEngine(Protocol):
-    """What a refinement needs of an engine; sam2model.engine.Engine is the real one."""
-
-    def refine(
-        self,
-        video: Video,
-        prompts: Sequence[Prompt],
-        memory: VideoMemory | None,
-        *,
-        before: Sequence[Prompt] | None = None,
-        first_frame: int = 0,
-        last_frame: int | None = None,
-        told: FrameSpan | None = None,
-        lane: Lane = "interactive",
-        deadline_s: float | None = None,
-    ) -> Iterator[FrameMasks]: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from sam2model.refinement_memory import MemoryBudget, VideoMemory
 from sam2model.video import Video, VideoError
 from workflows.checkpoints import local_checkpoint
 from workflows.config import LimitsConfig, ModelConfig
-from workflows.label_engine import engine_of
+from workflows.label_engine import RefineEngine, engine_of
 from workflows.prompt_rows import config_hash
 from workflows.query import Dataset
 from workflows.refine import (
@@ -30,7 +30,6 @@ from workflows.refine import (
     Labels,
     Maker,
     Recomputed,
-    RefineEngine,
     check_fresh,
     check_prompts,
     conflict_with,

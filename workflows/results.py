@@ -12,7 +12,7 @@ import threading
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,7 +32,7 @@ from workflows.mask_objects import (
     renumber_masks,
     with_revision,
 )
-from workflows.revisions import CurrentTracks, read_current
+from workflows.revisions import CurrentTracks, StaleRevision, read_current
 from workflows.rows import (
     RUNS_SCHEMA,
     TRACKS_SCHEMA,
@@ -90,7 +90,8 @@ class DatasetWriter:
         """Add finished videos, those with masks as `write_mask_object` returned them.
 
         Skips what is recorded: a labelling that is ok, an attempt of the same run. Objects that a
-        person prompted or accepted keep their labels unless supersede_reviewed.
+        person prompted or accepted keep their labels unless supersede_reviewed. A refinement whose
+        base is stale by now is recorded as failed.
         """
         given = list(outcomes)
         unwritten = [o.video_id for o in given if o.tracks and o.mask_object is None]
@@ -234,14 +235,20 @@ class DatasetWriter:
         current = self._current(again)
         masks: list[DataFile] = []
         tracks: list[Track] = []
+        ended: list[VideoOutcome] = []
         for outcome in outcomes:
             before = current.get(outcome.video_id, CurrentTracks(outcome.video_id))
-            kept = set() if supersede_reviewed else before.protected
+            is_refinement = outcome.request_id is not None
+            if is_refinement and (stale := before.stale(outcome.tracks)) is not None:
+                ended.append(_failed(outcome, stale))
+                continue
+            ended.append(outcome)
+            kept = set() if supersede_reviewed or is_refinement else before.protected
             given = [track for track in outcome.tracks if track.object_id not in kept]
             tracks += before.number(given, before.newest_revision + 1, _now())
-            if given and outcome.mask_object is not None:
+            if given and outcome.mask_object is not None and outcome.mask_object.num_rows:
                 masks.append(self._masks_of(outcome, before.newest_revision + 1, kept))
-        return Change(tuple(masks), tracks_to_table(tracks), _videos_table(outcomes))
+        return Change(tuple(masks), tracks_to_table(tracks), _videos_table(ended))
 
     def _masks_of(self, outcome: VideoOutcome, revision: int, kept: Collection[int]) -> DataFile:
         """The file an actor put, or a corrected copy if other labels came in between."""
@@ -283,6 +290,17 @@ def _attempts(batch: pa.RecordBatch) -> Keys:
     """What makes an attempt a repetition: the labelling is ok, or failed in the same run."""
     for video_id, fingerprint, status, run_id in key_rows(batch):
         yield video_id, fingerprint, "" if status == Status.OK else run_id
+
+
+def _failed(outcome: VideoOutcome, stale: StaleRevision) -> VideoOutcome:
+    return replace(
+        outcome,
+        status=Status.FAILED,
+        reason=FailureReason.STALE_REVISION,
+        detail=str(stale),
+        tracks=(),
+        mask_object=None,
+    )
 
 
 def _videos_table(outcomes: Sequence[VideoOutcome]) -> pa.Table:

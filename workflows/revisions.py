@@ -61,6 +61,16 @@ class CurrentTracks:
                 assert track.revision is not None  # committed rows have one
                 raise StaleRevision(self.video_id, object_id, base_revision, track.revision)
 
+    def stale(self, tracks: Iterable[Track]) -> StaleRevision | None:
+        """Why a refinement cannot be committed: one of its objects is newer than its base."""
+        for track in tracks:
+            assert track.refinement is not None  # it is a refinement's
+            try:
+                self.check_fresh(track.refinement["base_revision"], [track.object_id])
+            except StaleRevision as stale:
+                return stale
+        return None
+
     def number(self, tracks: Iterable[Track], revision: int, committed_at: datetime) -> list[Track]:
         """The tracks of a new revision, each after its object's current one."""
         return [

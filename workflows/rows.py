@@ -50,6 +50,9 @@ class FailureReason(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     TIMEOUT = "timeout"
     INTERNAL = "internal"
+    # of refinements only
+    REQUEST_INVALID = "request_invalid"
+    STALE_REVISION = "stale_revision"
 
 
 class Source(StrEnum):
@@ -165,7 +168,10 @@ class Track:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoOutcome:
-    """How one attempt at a video ended; the columns of VIDEOS_SCHEMA and what it produced."""
+    """How one attempt at a video ended; the columns of VIDEOS_SCHEMA and what it produced.
+
+    request_id: of an attempt that is a refinement; its fingerprint is the request's.
+    """
 
     video_id: str
     video_uri: str
@@ -173,6 +179,7 @@ class VideoOutcome:
     status: Status
     run_id: str
     finished_at: datetime
+    request_id: str | None = None
     reason: FailureReason | None = None
     detail: str | None = None
     num_frames_header: int | None = None

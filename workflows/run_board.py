@@ -6,10 +6,17 @@ Reports are totals since an actor began, so that a lost one is made good by the 
 import sys
 import threading
 import time
+from collections.abc import Sized
 from dataclasses import dataclass
 from types import FrameType
+from typing import Protocol
 
-from sam2model.tracked_masks import FrameMasks
+
+class MadeFrame(Protocol):
+    """A frame with its masks, of labelling or of refining."""
+
+    @property
+    def masks(self) -> Sized: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +60,7 @@ class ActorTally:
         self._began = time.monotonic()
         self._samples = self._busy_samples = 0
 
-    def add_frame(self, frame: FrameMasks) -> None:
+    def add_frame(self, frame: MadeFrame) -> None:
         with self._lock:
             self._frames += 1
             self._masks += len(frame.masks)

@@ -90,6 +90,7 @@ TRACKS_SCHEMA = pa.schema(
 VIDEOS_SCHEMA = pa.schema(
     [
         ("video_id", pa.string()),
+        ("request_id", pa.string()),  # of a refinement in a batch; null: an attempt at labelling
         ("video_uri", pa.string()),
         ("fingerprint", pa.string()),
         ("status", pa.string()),  # a Status

@@ -9,17 +9,18 @@ import logging
 import resource
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Self
+
+import pyarrow as pa
 
 from sam2model import PromptError
 from sam2model.prompts import PromptOutOfRange
-from sam2model.tracked_masks import FrameMasks
 from sam2model.video import Video, VideoError, VideoLimits
-from workflows.config import LabelConfig, LimitsConfig
+from workflows.config import LimitsConfig, PipelineConfig
 from workflows.deadline import call_within
 from workflows.label_engine import (
     MaskEngine,
@@ -30,13 +31,19 @@ from workflows.label_engine import (
 )
 from workflows.mask_objects import find_mask_object, write_mask_object
 from workflows.prompt_rows import config_hash, decode_prompts
-from workflows.rows import FailureReason, Source, Status, VideoOutcome, VideoRequest
+from workflows.quality import with_quality
+from workflows.refine_types import RefinementError
+from workflows.revisions import StaleRevision
+from workflows.rows import FailureReason, Source, Status, Track, VideoOutcome, VideoRequest
+from workflows.run_board import MadeFrame
 from workflows.storage import NotFound, Storage, StorageError, TooLarge, UriNotAllowed
 from workflows.video_masks import VideoMasks, tracks_of
 
 log = logging.getLogger(__name__)
 
 GRACE_S = 15.0  # after the deadline, for the engine's step and a decoder that is to stop
+OnFrame = Callable[[MadeFrame], None]
+
 DETAIL_CHARACTERS = 4000  # of a failure: a row must travel and be read
 
 
@@ -44,12 +51,16 @@ DETAIL_CHARACTERS = 4000  # of a failure: a row must travel and be read
 class LabellingJob:
     """What every video of a run has in common; travels to the actors."""
 
-    config: LabelConfig
+    config: PipelineConfig
     run_id: str
     weights_sha256: str
     code_version: str
 
-    def alone(self, slots: int) -> "LabellingJob":
+    def worker(self, engine: MaskEngine, on_frame: OnFrame) -> "VideoLabeller":
+        """What takes rows of a plan to outcomes, in an actor."""
+        return VideoLabeller(self, engine, on_frame)
+
+    def alone(self, slots: int) -> Self:
         """The same with one video at a time and fewer slots, which changes no mask."""
         compute = replace(
             self.config.compute,
@@ -70,7 +81,7 @@ class VideoLabeller:
         self,
         job: LabellingJob,
         engine: MaskEngine,
-        on_frame: Callable[[FrameMasks], None] = lambda frame: None,
+        on_frame: OnFrame = lambda frame: None,
     ) -> None:
         self.job = job
         self.engine = engine
@@ -78,22 +89,26 @@ class VideoLabeller:
         self._on_frame = on_frame
         self._hardware = hardware()
 
+    def work(self, row: Mapping[str, Any]) -> VideoOutcome:
+        """As `label`, of a row of a plan."""
+        return self.label(VideoRequest.from_row(row), row["fingerprint"], row["revision"])
+
     def label(self, request: VideoRequest, fingerprint: str, revision: int = 1) -> VideoOutcome:
         """Label one video and put its masks, or find them put by an attempt that then died.
 
         revision: the one that the masks get if nobody else labels the video meanwhile.
         """
         output = self.job.config.output
-        found = find_mask_object(self.storage, output, request.video_id, fingerprint)
+        name = self._name(request, fingerprint)
+        found = find_mask_object(self.storage, output, request.video_id, name)
         if found is not None:
             return found
         limit_s = self.job.config.limits.video_deadline_s
-        attempt = _Attempt(limit_s)
+        attempt = Attempt(limit_s)
         try:
-            masks = call_within(limit_s + GRACE_S, lambda: self._track(request, attempt))
-            table = masks.table()
-            provenance = self._provenance(fingerprint)
-            tracks = tracks_of(request.video_id, table, request.prompts, provenance)
+            tracks, table = call_within(
+                limit_s + GRACE_S, lambda: self._labels(request, fingerprint, attempt)
+            )
         except (Exception, SystemExit) as error:  # a polite exit would leave Ray a dead slot
             if is_device_lost(error):
                 raise
@@ -108,11 +123,24 @@ class VideoLabeller:
             request, fingerprint, attempt, status=Status.OK, objects=len(tracks), tracks=tracks
         )
         attempt.begin("write")
-        outcome = write_mask_object(self.storage, output, outcome, table, revision)
+        outcome = write_mask_object(self.storage, output, outcome, table, revision, name)
         attempt.end()
         return replace(outcome, seconds_by_stage={**outcome.seconds_by_stage, **attempt.seconds})
 
-    def _track(self, request: VideoRequest, attempt: "_Attempt") -> VideoMasks:
+    def _name(self, request: VideoRequest, fingerprint: str) -> str:
+        """Of the labelling, by which its masks are found again."""
+        return fingerprint
+
+    def _labels(
+        self, request: VideoRequest, fingerprint: str, attempt: "Attempt"
+    ) -> tuple[tuple[Track, ...], pa.Table]:
+        """Tracks and masks of a whole video. Raises whatever is wrong with it."""
+        table = self._track(request, attempt).table()
+        provenance = self._provenance(fingerprint)
+        tracks = tracks_of(request.video_id, table, request.prompts, provenance)
+        return with_quality(tracks, table), table
+
+    def _track(self, request: VideoRequest, attempt: "Attempt") -> VideoMasks:
         """The masks of a whole video. Raises whatever is wrong with it."""
         limits = self.job.config.limits
         if any(prompt is None for prompt in request.prompts):
@@ -139,7 +167,7 @@ class VideoLabeller:
         return masks
 
     def _outcome(
-        self, request: VideoRequest, fingerprint: str, attempt: "_Attempt", **ending: Any
+        self, request: VideoRequest, fingerprint: str, attempt: "Attempt", **ending: Any
     ) -> VideoOutcome:
         return VideoOutcome(
             video_id=request.video_id,
@@ -167,7 +195,7 @@ class VideoLabeller:
         }
 
 
-class _Attempt:
+class Attempt:
     """The clock of one attempt, and what is known of its video so far."""
 
     def __init__(self, limit_s: float) -> None:
@@ -239,6 +267,8 @@ def _reason(error: BaseException) -> FailureReason:
     if is_out_of_memory(error):
         return FailureReason.OUT_OF_MEMORY
     kinds: tuple[tuple[type[BaseException], FailureReason], ...] = (
+        (StaleRevision, FailureReason.STALE_REVISION),
+        (RefinementError, FailureReason.REQUEST_INVALID),
         (PromptOutOfRange, FailureReason.PROMPT_OUT_OF_RANGE),
         (PromptError, FailureReason.PROMPT_INVALID),
         (TimeoutError, FailureReason.TIMEOUT),  # the engine's DeadlineExceeded is one
