@@ -1,4 +1,4 @@
-"""Options of the jobs that read labels: which objects, as of when; and a line of progress.
+"""Options that several jobs have: which labels, as of when, from what; and a line of progress.
 
 Knows nothing of datasets: what the options mean is workflows/labelled_videos.py.
 """
@@ -48,6 +48,24 @@ def add_at_option(parser: argparse.ArgumentParser) -> None:
         metavar="TIME|REVISION",
         type=time_or_revision,
         help="labels as they were: an ISO time (UTC unless it says), or a revision number",
+    )
+
+
+def add_sav_options(parser: argparse.ArgumentParser) -> None:
+    """--masklets and --frames-per-annotation, of every job that reads SA-V's files."""
+    parser.add_argument(
+        "--masklets",
+        choices=["manual", "auto"],
+        default="manual",
+        help="of a folder of SA-V JSON: which of the two files, default manual",
+    )
+    parser.add_argument(
+        "--frames-per-annotation",
+        type=int,
+        default=4,
+        metavar="N",
+        help="of SA-V JSON that does not say itself: frames from one annotation to the next, "
+        "default 4",
     )
 
 

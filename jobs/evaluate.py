@@ -83,6 +83,11 @@ def _open(spec: str, dataset_uri: str | None, storage: "Storage") -> "MaskSource
             raise UsageError(f"maskmill evaluate: {spec} is a layer of a dataset; wanted --dataset")
         return DatasetMasks(dataset, view)
     path = Path(spec)
+    if "://" not in spec and not path.exists():
+        raise UsageError(
+            f"maskmill evaluate: {spec}: no layer and no path; wanted current, corrected, auto, a "
+            "revision number, an ISO time with its zone, a file or a folder"
+        )
     if path.is_dir() and not (path / "Annotations").is_dir() and any(path.glob("*/*.png")):
         return PngFolder(path)
 

@@ -47,7 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="references",
         help="name the pictures only (default), or write them too",
     )
-    parser.add_argument("--jpeg-quality", type=int, default=95, help="of --frames jpeg")
+    parser.add_argument(
+        "--jpeg-quality",
+        type=int,
+        default=95,
+        metavar="N",
+        help="of --frames jpeg, 1 to 100, default 95",
+    )
     parser.add_argument(
         "--split", default="train", help="name of the part of a dataset this is, default train"
     )
@@ -73,6 +79,8 @@ def export(options: argparse.Namespace) -> Result:
         if getattr(options, name) < lowest:
             option = "--" + name.replace("_", "-")
             raise UsageError(f"{option} {getattr(options, name)}: wanted {lowest} or more")
+    if options.jpeg_quality > 100:
+        raise UsageError(f"--jpeg-quality {options.jpeg_quality}: wanted 1 to 100")
     config = load_config(StorageOnlyConfig, options.config, options.overrides)
     plan, videos = plan_export(
         Dataset(options.dataset, Storage(config.storage)),

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Sequence
 
 from jobs._cli import ALL_DONE, FINISHED_WITH_FAILURES, Result, job_parser, run
-from jobs._labels import with_progress
+from jobs._labels import add_sav_options, with_progress
 
 FAILURES_SHOWN = 20
 
@@ -43,18 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="drop an object's masks on frames of which SOURCE says nothing; default: keep them",
     )
-    parser.add_argument(
-        "--masklets",
-        choices=["manual", "auto"],
-        default="manual",
-        help="of a folder of SA-V JSON: which of the two files, default manual",
-    )
-    parser.add_argument(
-        "--frames-per-annotation",
-        type=int,
-        default=4,
-        help="of SA-V JSON that does not say itself: frames from one annotation to the next",
-    )
+    add_sav_options(parser)
     return run(parser, import_masks, argv)
 
 

@@ -16,6 +16,7 @@ from jobs._cli import (
     add_log_level,
     run,
 )
+from jobs._labels import add_sav_options
 
 if TYPE_CHECKING:
     from workflows.storage import Storage
@@ -86,18 +87,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         default="mask",
         help="of COCO and YouTube-VIS: what becomes the prompt, default mask",
     )
-    parser.add_argument(
-        "--masklets",
-        choices=["manual", "auto"],
-        default="manual",
-        help="of a folder of SA-V JSON: which of the two files, default manual",
-    )
-    parser.add_argument(
-        "--frames-per-annotation",
-        type=int,
-        default=4,
-        help="of SA-V JSON: frames of video from one annotation to the next, default 4",
-    )
+    add_sav_options(parser)
     _add_shared(parser, _build)
 
 

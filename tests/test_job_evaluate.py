@@ -123,7 +123,7 @@ def test_scores_and_plots_are_written(
     ("words", "message"),
     [
         (["--truth", "current"], "wanted --dataset"),
-        (["--truth", "nowhere"], "nowhere"),
+        (["--truth", "corected"], "corected: no layer and no path; wanted current, corrected"),
         (["--truth", "current", "--protocol", "coco"], "davis"),
     ],
 )

@@ -53,6 +53,8 @@ def test_failed_videos_make_exit_code_3(
         (["--format", "davis", "--option", "size=1"], "unknown key size; choices are resolution"),
         (["--format", "mots", "--option", "first_frame=x"], "format mots: --option first_frame=x"),
         (["--format", "coco", "--where", "colour = 1"], "colour"),
+        (["--format", "coco", "--video", "b"], "no labels of video 'b'"),
+        (["--format", "coco", "--jpeg-quality", "101"], "--jpeg-quality 101: wanted 1 to 100"),
         (["--format", "coco", "--every", "0"], "--every 0: wanted 1 or more"),
         (["--format", "coco", "--at", "yesterday"], "wanted an ISO time"),
     ],

@@ -140,6 +140,7 @@ def plan_export(
     """
     storage = dataset.storage
     selection = replace(selection, at=selection.at or newest_labels(dataset))
+    videos = select_videos(dataset, selection)
     diary = Output(storage, output)
     categories = _number_categories(diary, select_categories(dataset, selection))
     plan = ExportPlan(
@@ -154,7 +155,7 @@ def plan_export(
     )
     _settle_choices(diary, plan.choices)
     diary.put_json(f"{DIARY}/categories.json", dict(categories))
-    return plan, select_videos(dataset, selection)
+    return plan, videos
 
 
 def export_videos(

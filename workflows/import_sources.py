@@ -236,7 +236,7 @@ def _kind_of(source: str) -> ImportKind:
             return "davis"
     raise MaskSourceError(
         f"{source}: cannot tell what it is; wanted COCO or SA-V JSON, or a folder with Annotations "
-        f"or *_manual.json; or say so with --from ({', '.join(KINDS)})"
+        f"or *_manual.json, or to be told its kind ({', '.join(KINDS)})"
     )
 
 

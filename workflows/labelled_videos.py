@@ -7,7 +7,7 @@ masks are read when a video is asked for.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -95,7 +95,11 @@ class LabelledVideo:
 
 
 def select_videos(dataset: Dataset, selection: Selection) -> list[VideoObjects]:
-    """Videos with an object selected, by id. Raises QueryError for a condition that is wrong."""
+    """Videos with an object selected, by id.
+
+    Raises QueryError for a condition that is wrong, LabelsError for a video without any labels.
+    """
+    _check_ids(dataset, selection)
     where = " AND ".join(_conditions(selection))
     rows = dataset.sql(
         f"""
@@ -219,6 +223,18 @@ def _succeeded(dataset: Dataset, attempt: dict[str, Any]) -> dict[str, Any]:
         [attempt["video_id"]],
     ).to_pylist()
     return dict(succeeded[0] if succeeded else attempt)
+
+
+def _check_ids(dataset: Dataset, selection: Selection) -> None:
+    """A misspelt id would otherwise pass for a video of which nothing is selected."""
+    if selection.video_ids:
+        named = replace(selection, where=None, reviews=tuple(Review))
+        where = " AND ".join(_conditions(named))
+        query = f"SELECT DISTINCT video_id FROM current_tracks WHERE {where}"
+        known = set(dataset.sql(query, at=selection.at)[0].to_pylist())
+        unknown = [video_id for video_id in selection.video_ids if video_id not in known]
+        if unknown:
+            raise LabelsError(f"{dataset.uri}: no labels of video {unknown[0]!r}")
 
 
 def _conditions(selection: Selection) -> Iterator[str]:
