@@ -1,6 +1,9 @@
-"""The questions in README.md, run as they stand there over a dataset with known answers."""
+"""README.md's questions have the right answers, and its commands run, as they stand there."""
 
+import importlib
+import json
 import re
+import shlex
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ import pyarrow as pa
 import pytest
 from labelled import blank, disk, label, mask_table, relabel, tracks_of
 from labels import failed, ok, put
+from videos import square_mask, write_moving_square
 
 from workflows.query import Dataset
 from workflows.results import DatasetWriter
@@ -101,3 +105,42 @@ def test_videos_that_failed_and_were_labelled_later_are_no_failures(dataset: Dat
 def test_cost_and_speed_are_those_of_each_run(dataset: Dataset) -> None:
     assert answer(dataset, "cost") == [("first", 2.0, "EUR", None), ("second", 2.0, "EUR", 120.0)]
     assert answer(dataset, "fast") == [("first", 20.0, 60.0, 0.0), ("second", 20.0, 60.0, 2.0)]
+
+
+def commands() -> list[list[str]]:
+    """The words of every `maskmill …` line of README's blocks, comments dropped."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+    blocks = [text for language, text in fenced if not language]
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    found = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("maskmill ")]
+    assert len(found) > 8
+    return found
+
+
+def test_every_option_of_a_command_is_one_that_it_has(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, *words in commands():
+        options = {word for word in words if word.startswith("--")}
+        with pytest.raises(SystemExit):
+            nested = [word for word in words[:1] if word in ("build", "check")]
+            importlib.import_module(f"jobs.{name}").main([*nested, "--help"])
+        known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+        assert options <= known, f"{name}: {options - known}"
+
+
+def test_commands_that_only_read_labels_run_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    video = write_moving_square(tmp_path / "v.mp4", 4)
+    square = {t: square_mask(t) for t in range(4)}
+    label("labels", {"video-1": {1: square}}, video_uri=str(video))
+    relabel("labels", "video-1", {1: {**square, 2: ~square_mask(2)}})
+    names = ("query", "overlay", "report", "export", "import", "evaluate", "compact")
+    ran = [words for words in commands() if words[0] in names]
+    assert {words[0] for words in ran} == set(names)
+    for name, *words in ran:
+        assert importlib.import_module(f"jobs.{name}").main(words) == 0, (name, words)
+        summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+        if name == "evaluate":
+            assert summary["objects"] == 1 and 0.5 < summary["j_mean"] < 1
+    assert (tmp_path / "report.html").stat().st_size > 1000
