@@ -243,3 +243,15 @@ def test_a_frame_reads_the_memory_of_its_own_place_from_the_first_step() -> None
     place = torch.stack((torch.arange(256) % 16, torch.arange(256) // 16), dim=1).float()
     near = torch.cdist(place, place) < 2.5
     assert (weights * near).sum(dim=1).mean() > 3 * near.float().mean()
+
+
+@pytest.mark.gpu
+def test_a_step_on_a_gpu_costs_what_it_costs_on_a_processor(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    costs = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(config.seed)
+        trainer = Trainer(config, starting_network(config), Worker(device=torch.device(device)))
+        batches = StepBatches(config, clip_source(config, 64), trainer.network, 0)
+        costs.append([trainer.train_step(batches[step])["total"] for step in range(STEPS)])
+    assert costs[1] == pytest.approx(costs[0], rel=0.02)

@@ -22,7 +22,7 @@ from sam2model.track_step import Sam2Network
 from workflows.train_batches import BatchShape, make_batch
 from workflows.train_clips import ClipSource
 from workflows.train_config import PhaseConfig, TrainConfig
-from workflows.train_losses import Losses, answer_losses
+from workflows.train_losses import Losses, LossWeights, answer_losses
 from workflows.train_unroll import ClipBatch, UnrollPlan, normalised_frames, unroll
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class StepBatches(Dataset[ClipBatch]):
 
 
 def batch_losses(
-    network: Sam2Network, batch: ClipBatch, plan: UnrollPlan, config: TrainConfig, frozen: bool
+    network: Sam2Network, batch: ClipBatch, plan: UnrollPlan, weights: LossWeights, frozen: bool
 ) -> Losses:
     """The losses of all answers of a batch, each object's answer counting the same."""
     pixels = normalised_frames(batch)
@@ -126,13 +126,16 @@ def batch_losses(
         area = batch.area_px[answer.where, answer.frame]
         certain = (area == 0) | (area >= CERTAIN_PX)
         target = batch.target[answer.where, answer.frame]
-        parts.append(answer_losses(answer, target, area > 0, certain, config.losses))
+        parts.append(answer_losses(answer, target, area > 0, certain, weights))
         sizes.append(len(answer.where))
-    weights = torch.tensor(sizes, dtype=torch.float32) / sum(sizes)
+    parts_of_all = torch.tensor(sizes, dtype=torch.float32) / sum(sizes)
     names = Losses.__slots__
     return Losses(
         *(
-            sum((w * getattr(p, n) for w, p in zip(weights, parts, strict=True)), torch.zeros(()))
+            sum(
+                (w * getattr(p, n) for w, p in zip(parts_of_all, parts, strict=True)),
+                torch.zeros(()),
+            )
             for n in names
         )
     )
@@ -184,7 +187,11 @@ class Trainer:
         with sdpa_kernel(kernels):
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
                 losses = batch_losses(
-                    self.network, batch.to(self.device), plan, self.config, phase.encoder_scale == 0
+                    self.network,
+                    batch.to(self.device),
+                    plan,
+                    phase.losses or self.config.losses,
+                    phase.encoder_scale == 0,
                 )
             self.optimiser.zero_grad(set_to_none=True)
             losses.total.backward()
