@@ -216,6 +216,8 @@ OTHER_VALUES = {
     "compute.videos_in_flight": 1,
     "compute.slots_per_actor": 8,
     "compute.frame_batch": 1,
+    "compute.cuda_graphs": False,
+    "compute.compile_encoder": True,
     "limits.max_video_bytes": 1,
     "limits.max_pixels": 1,
     "limits.max_frames": 1,

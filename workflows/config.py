@@ -67,6 +67,8 @@ class ComputeConfig:
     videos_in_flight: AtLeast1 = 4
     slots_per_actor: AtLeast1 = 32
     frame_batch: Annotated[int, Field(ge=1, le=63)] = 4
+    cuda_graphs: bool = True
+    compile_encoder: bool = False
 
     def __post_init__(self) -> None:
         if self.max_actors is not None and self.max_actors < self.actors:

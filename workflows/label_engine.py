@@ -80,8 +80,12 @@ def open_engine(config: PipelineConfig, weights_sha256: str | None = None) -> En
     """
     if torch.cuda.is_available() and config.compute.gpus_per_actor >= 1:
         wait_for_free_device(torch.cuda.mem_get_info)
+    compute = config.compute
     options = EngineOptions(
-        slots=config.compute.slots_per_actor, frame_batch=config.compute.frame_batch
+        slots=compute.slots_per_actor,
+        frame_batch=compute.frame_batch,
+        graphs=compute.cuda_graphs,
+        compile_encoder=compute.compile_encoder,
     )
     checkpoint = local_checkpoint(config.model.checkpoint, Storage(config.storage), weights_sha256)
     return engine_of(config.model, checkpoint, options)
