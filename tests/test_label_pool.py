@@ -88,6 +88,21 @@ def test_videos_of_one_actor_are_under_way_together(
     assert label(config_of(settings), Patient(pids, together=3)).ok == 6
 
 
+def test_actors_may_take_every_processor_there_is(
+    local_ray: None, tmp_path: Path, checkpoint: Path, pids: Path
+) -> None:
+    """What cuts the manifest up would otherwise wait for them, and they for it."""
+    settings = settings_of(
+        tmp_path,
+        checkpoint,
+        compute__actors=2,
+        compute__cpus_per_actor=2,
+        compute__videos_in_flight=1,
+    )
+    write_videos(tmp_path, settings, 6)
+    assert label(config_of(settings), Gathered(pids, wanted=2)).ok == 6
+
+
 def test_the_longest_videos_are_begun_first(
     local_ray: None, tmp_path: Path, checkpoint: Path
 ) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 from ray.exceptions import RayError
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 # moment; a pool that loses many more is broken, and would go on so for days.
 LOST_TASKS = 200
 LOST_SHARE = 0.02
+SPLITTERS = 2  # pieces that are cut up at once: one of 1,000 tasks keeps many actors busy
 INIT_DEATHS = 5  # actors that do not come up, one after the other, before the first one does
 
 
@@ -102,8 +103,15 @@ def _pipeline(
     in_flight = compute.videos_in_flight
     return (
         ray.data.from_arrow_refs(refs)
-        # A block is a task: without this one actor would get a whole piece.
-        .repartition(target_num_rows_per_block=1)
+        # A block is a task: without this one actor would get a whole piece. It asks for no
+        # processor, as a repartition would: where actors have them all, both would wait for ever.
+        .map_batches(
+            _row_by_row,
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=TaskPoolStrategy(size=min(SPLITTERS, len(refs))),
+            num_cpus=0,
+        )
         .map_batches(
             LabelActor,
             fn_constructor_args=(job, open_engine, Reporter(board)),
@@ -126,9 +134,14 @@ def _pipeline(
     )
 
 
+def _row_by_row(piece: pa.Table) -> Iterator[pa.Table]:
+    for row in range(piece.num_rows):
+        yield piece.slice(row, 1)
+
+
 def _context(num_tasks: int) -> DataContext:
     context = DataContext.get_current().copy()
-    context.target_max_block_size = None  # one block for each task, whatever its size
+    context.target_max_block_size = 1  # byte: every row that is yielded is a block
     context.max_errored_blocks = LOST_TASKS + int(LOST_SHARE * num_tasks)  # 0 would end the run
     context.execution_no_progress_timeout_s = -1  # a long video is no stall: it has a deadline
     context.max_consecutive_actor_init_deaths = INIT_DEATHS
