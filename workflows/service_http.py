@@ -110,7 +110,21 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/openapi.json", include_in_schema=False, dependencies=[needs("read")])
     async def openapi() -> Any:
-        return app.openapi()
+        return _corrected(app.openapi())
+
+
+def _corrected(schema: Any) -> Any:
+    """FastAPI takes answers that are bytes for text, and errors for what the answer would be."""
+    for methods in schema["paths"].values():
+        for operation in methods.values():
+            for status, answer in operation["responses"].items():
+                contents = answer.get("content", {})
+                for content in contents.values():
+                    if "$ref" in content.get("schema", {}):
+                        content["schema"].pop("type", None)
+                if int(status) >= 400 and contents:
+                    answer["content"] = {"application/json": next(iter(contents.values()))}
+    return schema
 
 
 def _answer_errors_as_json(app: FastAPI) -> None:
