@@ -6,11 +6,12 @@ Knows nothing of tracking. Masks leave the device as runs only.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sam2model.mask_ops import mask_areas, mask_boxes_xyxy, stability_scores, upsample_logits
-from sam2model.rle import Runs, encode_runs, runs_to_strings
+from sam2model.rle import Runs, encode_masks, encode_runs, runs_to_strings
 from sam2model.track_step import StepOutput
 from sam2model.transfers import Parked, park
 
@@ -85,56 +86,65 @@ class PendingMasks:
     def finish(self) -> list[TrackedMask]:
         """The masks; waits for the device. To be called once."""
         masks: list[TrackedMask] = []
-        ids, prompted = list(self.object_ids), list(self.prompted)
         parts, chunks = self._parts, self._chunks
         self._parts, self._chunks = [], []
         with torch.inference_mode():
-            for chunk in (*chunks, *(self._launch(part) for part in parts)):
-                done = len(masks)
-                masks += self._finish(chunk, ids[done:], prompted[done:])
+            for chunk in chunks:
+                masks += self._tracked(len(masks), self._from_device(chunk))
+            for part in parts:
+                masks += self._tracked(len(masks), self._on_host(part))
         return masks
 
     def _launch(self, output: StepOutput) -> _Chunk:
         full = self._full_size(output)
         runs = encode_runs(full)
         whole = torch.cat((mask_areas(full)[:, None], mask_boxes_xyxy(full)), dim=1)
-        scores = (output.object_score, output.iou, stability_scores(output.logits))
-        numbers = torch.stack([s.float() for s in scores], dim=1)
-        return _Chunk(output, park(runs.counts, runs.num_runs, whole, numbers))
+        return _Chunk(output, park(runs.counts, runs.num_runs, whole, _scores(output)))
 
-    def _full_size(self, output: StepOutput) -> Tensor:
-        return upsample_logits(output.logits, (self.height, self.width)) > 0
-
-    def _finish(
-        self, chunk: _Chunk, object_ids: Sequence[int], prompted: Sequence[bool]
-    ) -> list[TrackedMask]:
-        counts, num_runs, whole, numbers = chunk.numbers.wait()
+    def _from_device(self, chunk: _Chunk) -> "_Numbers":
+        counts, num_runs, whole, scores = chunk.numbers.wait()
         runs = Runs(counts, num_runs)
         # A mask of more runs than were made room for is made again; that is rarer than keeping
         # all masks at full size until then would be dear.
         again = self._full_size(chunk.output) if bool(runs.overflowed.any()) else None
-        rows = zip(
-            object_ids,
-            prompted,
-            runs_to_strings(runs, again),
-            whole.tolist(),
-            numbers.tolist(),
-            strict=False,
-        )
-        return [
-            TrackedMask(
-                object_id=object_id,
-                counts=string,
-                area_px=area,
-                box_xyxy_px=(x0, y0, x1, y1),
-                object_score=score,
-                iou_pred=iou,
-                stability=stability,
-                is_prompt=is_prompt,
+        strings = runs_to_strings(runs, again)
+        return strings, whole[:, 0].tolist(), whole[:, 1:].tolist(), scores.tolist()
+
+    def _on_host(self, output: StepOutput) -> "_Numbers":
+        """The same by a processor, which counts runs and pixels faster in another way."""
+        full = self._full_size(output)
+        areas = [int(np.count_nonzero(mask)) for mask in full.numpy()]
+        return encode_masks(full), areas, mask_boxes_xyxy(full).tolist(), _scores(output).tolist()
+
+    def _full_size(self, output: StepOutput) -> Tensor:
+        return upsample_logits(output.logits, (self.height, self.width)) > 0
+
+    def _tracked(self, first: int, numbers: "_Numbers") -> list[TrackedMask]:
+        """Masks of the objects from `first` on."""
+        strings, areas, boxes, scores = numbers
+        masks = []
+        for row, counts in enumerate(strings):
+            x0, y0, x1, y1 = boxes[row]
+            object_score, iou_pred, stability = scores[row]
+            masks.append(
+                TrackedMask(
+                    object_id=self.object_ids[first + row],
+                    counts=counts,
+                    area_px=areas[row],
+                    box_xyxy_px=(x0, y0, x1, y1),
+                    object_score=object_score,
+                    iou_pred=iou_pred,
+                    stability=stability,
+                    is_prompt=self.prompted[first + row],
+                )
             )
-            for object_id, is_prompt, string, (area, x0, y0, x1, y1), (
-                score,
-                iou,
-                stability,
-            ) in rows
-        ]
+        return masks
+
+
+# Of each mask its run lengths, area and box in px, and three scores.
+_Numbers = tuple[list[str], list[int], list[list[int]], list[list[float]]]
+
+
+def _scores(output: StepOutput) -> Tensor:
+    scores = (output.object_score, output.iou, stability_scores(output.logits))
+    return torch.stack([s.float() for s in scores], dim=1)
