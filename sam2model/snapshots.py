@@ -44,6 +44,10 @@ class Snapshot:
     pointer_frames: tuple[int, ...]
     pages: Parked  # masks, pointers
 
+    def is_before_prompt(self, direction: Direction) -> bool:
+        """Whether the next frame was prompted, and so may be again."""
+        return self.frame_index + direction in self.told
+
     def recent(self, device: torch.device) -> RecentPages:
         masks, pointers = self.pages.on(device)
         return RecentPages(self.mask_frames, masks, self.pointer_frames, pointers)
@@ -63,7 +67,8 @@ class StandingAnswer:
 class SnapshotStore:
     """Snapshots of one video's objects within a budget; any thread may ask.
 
-    Over the budget the snapshot leaves whose neighbours in its pass are nearest to one another.
+    Over the budget the snapshot leaves whose neighbours in its pass are nearest to one another;
+    those right before a prompt, which may be given again and again, leave last.
     """
 
     def __init__(self, budget_bytes: int, every: int) -> None:
@@ -140,13 +145,16 @@ class SnapshotStore:
 
     def _keep_within_budget(self) -> None:
         while self._nbytes > self.budget_bytes:
-            gaps = [
-                (after - before, pass_of, frame)
-                for pass_of, frames in self._passes.items()
-                for before, frame, after in _neighbours(sorted(frames), self.every)
-            ]
-            if gaps:
-                _, pass_of, frame = min(gaps)
+            least = min(
+                (
+                    (frames[frame].is_before_prompt(pass_of[1]), after - before, pass_of, frame)
+                    for pass_of, frames in self._passes.items()
+                    for before, frame, after in _neighbours(sorted(frames), self.every)
+                ),
+                default=None,
+            )
+            if least is not None:
+                *_, pass_of, frame = least
                 self._drop(*pass_of, frame)
             elif self._answers:
                 self._let_go(_parts(self._answers.pop(next(iter(self._answers)))))
