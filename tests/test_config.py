@@ -225,6 +225,7 @@ OTHER_VALUES = {
     "limits.video_deadline_s": 1.0,
     "commit.videos": 1,
     "commit.seconds": 1.0,
+    "quality.backward_share": 0.5,
     "retry_reasons": ["timeout"],
     "supersede_reviewed": True,
     "price.per_actor_hour": 3.0,

@@ -230,3 +230,35 @@ def test_a_call_that_hangs_is_left_behind_and_others_give_what_they_have() -> No
     assert call_within(60.0, lambda: None) is None
     with pytest.raises(ZeroDivisionError):
         call_within(60.0, lambda: 1 / 0)
+
+
+def test_a_share_of_the_frames_is_tracked_backwards_and_no_video_is_lost_for_it(
+    tmp_path: Path,
+) -> None:
+    class Counting(NoOpEngine):
+        """Asked the second time, for a check, it is late."""
+
+        asked = 0
+
+        def label(self, *args: Any, **kwargs: Any) -> Iterator[FrameMasks]:
+            self.asked += 1
+            if self.asked == self.late_at:
+                raise TimeoutError("late")
+            return super().label(*args, **kwargs)
+
+        late_at = 0
+
+    video = video_row(tmp_path, "long", 24)
+    engine = Counting()
+    request = VideoRequest.from_row(video)
+    checked = label(tmp_path, request, engine, quality__backward_share=0.5)
+    assert (engine.asked, "check" in checked.seconds_by_stage) == (2, True)
+    engine = Counting()
+    engine.late_at = 2
+    other = VideoLabeller(job_of(tmp_path, quality__backward_share=0.5), engine)
+    late = other.label(request, "e" * 32)
+    assert late.mask_object is not None and engine.asked == 2
+    engine = Counting()
+    never = VideoLabeller(job_of(tmp_path, quality__backward_share=0), engine)
+    assert "check" not in never.label(request, "d" * 32).seconds_by_stage
+    assert engine.asked == 1

@@ -97,6 +97,13 @@ class CommitConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class QualityConfig:
+    """How much is computed only to know how good the masks are."""
+
+    backward_share: Annotated[float, Field(ge=0, le=1)] = 0.02
+
+
+@dataclass(frozen=True, slots=True)
 class PriceConfig:
     """What an actor costs, for the report; null leaves cost out rather than guess it."""
 
@@ -116,6 +123,7 @@ class LabelConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     commit: CommitConfig = field(default_factory=CommitConfig)
+    quality: QualityConfig = field(default_factory=QualityConfig)
     retry_reasons: tuple[FailureReason, ...] = ()
     supersede_reviewed: bool = False
     price: PriceConfig = field(default_factory=PriceConfig)

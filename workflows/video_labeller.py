@@ -17,10 +17,10 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from sam2model import PromptError
+from sam2model import Prompt, PromptError
 from sam2model.prompts import PromptOutOfRange
 from sam2model.video import Video, VideoError, VideoLimits
-from workflows.config import LimitsConfig, PipelineConfig
+from workflows.config import LabelConfig, LimitsConfig, PipelineConfig
 from workflows.deadline import call_within
 from workflows.label_engine import (
     MaskEngine,
@@ -32,6 +32,7 @@ from workflows.label_engine import (
 from workflows.mask_objects import find_mask_object, write_mask_object
 from workflows.prompt_rows import config_hash, decode_prompts
 from workflows.quality import with_quality
+from workflows.quality_backward import disagreement, plan_checks
 from workflows.refine_types import RefinementError
 from workflows.revisions import StaleRevision
 from workflows.rows import FailureReason, Source, Status, Track, VideoOutcome, VideoRequest
@@ -135,36 +136,57 @@ class VideoLabeller:
         self, request: VideoRequest, fingerprint: str, attempt: "Attempt"
     ) -> tuple[tuple[Track, ...], pa.Table]:
         """Tracks and masks of a whole video. Raises whatever is wrong with it."""
-        table = self._track(request, attempt).table()
-        provenance = self._provenance(fingerprint)
-        tracks = tracks_of(request.video_id, table, request.prompts, provenance)
-        return with_quality(tracks, table), table
-
-    def _track(self, request: VideoRequest, attempt: "Attempt") -> VideoMasks:
-        """The masks of a whole video. Raises whatever is wrong with it."""
         limits = self.job.config.limits
         if any(prompt is None for prompt in request.prompts):
             raise PromptError("a prompt is null; wanted an object, a frame and what to look for")
         prompts = decode_prompts(request.prompts)
-        masks = VideoMasks(request.video_id)
         attempt.begin("open")
         with (
             self.storage.open_video(request.video_uri, limits.max_video_bytes) as source,
             Video(source, name=request.video_uri, limits=video_limits(limits)) as video,
         ):
             attempt.video = video
-            attempt.begin("track")
-            for frame in self.engine.label(
-                video,
-                prompts,
-                request.first_frame or 0,
-                request.last_frame,
-                deadline_s=attempt.left_s,
-            ):
-                masks.add(frame)
-                self._on_frame(frame)
+            table = self._track(video, prompts, request, attempt)
+            checked = self._check(video, table, attempt)
+        provenance = self._provenance(fingerprint)
+        tracks = tracks_of(request.video_id, table, request.prompts, provenance)
+        return with_quality(tracks, table, checked), table
+
+    def _track(
+        self, video: Video, prompts: list[Prompt], request: VideoRequest, attempt: "Attempt"
+    ) -> pa.Table:
+        """The masks of the span asked for."""
+        masks = VideoMasks(request.video_id)
+        attempt.begin("track")
+        for frame in self.engine.label(
+            video,
+            prompts,
+            request.first_frame or 0,
+            request.last_frame,
+            deadline_s=attempt.left_s,
+        ):
+            masks.add(frame)
+            self._on_frame(frame)
+        attempt.end()
+        return masks.table()
+
+    def _check(
+        self, video: Video, masks: pa.Table, attempt: "Attempt"
+    ) -> dict[tuple[int, int], float]:
+        """How far tracking backwards disagrees, where that is tried; no video is lost for it."""
+        config = self.job.config
+        assert isinstance(config, LabelConfig)  # the job of a labelling run
+        checks = plan_checks(masks, config.quality.backward_share)
+        if not checks:
+            return {}
+        attempt.begin("check")
+        try:
+            return disagreement(self.engine, video, masks, checks, attempt.left_s)
+        except TimeoutError as error:
+            log.warning("%s: labelled, but not all checks were made: %s", video.name, error)
+            return {}
+        finally:
             attempt.end()
-        return masks
 
     def _outcome(
         self, request: VideoRequest, fingerprint: str, attempt: "Attempt", **ending: Any
