@@ -1,6 +1,6 @@
-"""Measure our model beside transformers' on this machine and keep the table as JSON.
+"""Measure this machine: our model beside transformers' and Meta's, and every part of a job.
 
-The reference is in the same process with the same weights, frames and prompts; ratios are what
+The references get the same weights, frames and prompts and take turns with ours; ratios are what
 counts, since machines differ and are busy. The last line of stdout is the result as JSON.
 """
 
@@ -14,8 +14,10 @@ from pathlib import Path
 import torch
 
 from jobs._cli import Result, job_parser, run
-from workflows.benchmark import BenchConfig, as_json, machine, measure_objects, measure_rle
-from workflows.config import load_config
+from workflows.benchmark import SUITES
+from workflows.benchmark_config import BenchConfig, Row, SuiteName
+from workflows.benchmark_machine import machine
+from workflows.config import load_config, to_tree
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,34 +27,43 @@ def main(argv: Sequence[str] | None = None) -> int:
 def bench(options: argparse.Namespace) -> Result:
     """Run the suites of the configuration, printing each row as it is known."""
     config = load_config(BenchConfig, options.config, options.overrides)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    result: dict[str, object] = {"machine": machine(), "size": config.size, "dtype": config.dtype}
-    if "rle" in config.suites:
-        rle = measure_rle()
-        print(
-            f"RLE of a 1080p mask: ours {rle.ours_ms:.2f} ms, pycocotools "
-            f"{rle.pycocotools_ms:.2f} ms, {rle.ratio:.1f} times faster",
-            flush=True,
-        )
-        result["rle"] = as_json(rle)
-    if "objects" in config.suites:
-        print(f"{config.size}, {config.dtype}, {config.device}: seconds a frame, memory full")
-        print("objects     ours  transformers  ratio  lowest mask IoU", flush=True)
-        rows = []
-        for row in measure_objects(config):
-            print(
-                f"{row.objects:7d} {row.ours_s:8.3f} {row.transformers_s:13.3f} "
-                f"{row.ratio:6.2f} {row.mask_iou:16.4f}",
-                flush=True,
-            )
-            rows.append(as_json(row))
-        result["objects"] = rows
     folder = Path(config.results)
     folder.mkdir(parents=True, exist_ok=True)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    facts = machine(config)
+    print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
+    tables: dict[str, list[Row]] = {name: _print_table(name, config) for name in config.suites}
     path = folder / f"bench-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    result = {"machine": facts, "config": to_tree(config), **tables}
     path.write_text(json.dumps(result, indent=2) + "\n")
     return Result(result | {"kept_in": str(path)})
+
+
+def _print_table(name: SuiteName, config: BenchConfig) -> list[Row]:
+    """Measure one suite; its title, a line of columns, and each row when it is there."""
+    suite = SUITES[name]
+    print(f"\n{suite.title.format_map(to_tree(config))}", flush=True)
+    rows: list[Row] = []
+    widths: list[int] = []
+    for row in suite.measure(config):
+        if not rows:
+            widths = [max(len(column), _width(value)) for column, value in row.items()]
+            print("  ".join(_cell(c, w, row[c]) for c, w in zip(row, widths, strict=True)))
+        cells = (_cell(value, w, value) for value, w in zip(row.values(), widths, strict=True))
+        print("  ".join(cells), flush=True)
+        rows.append(row)
+    return rows
+
+
+def _width(value: float | int | str) -> int:
+    """Of a column by its first value: words of later rows may be longer."""
+    return 28 if isinstance(value, str) else len(str(value))
+
+
+def _cell(value: float | int | str, width: int, like: float | int | str) -> str:
+    """Words to the left, numbers to the right."""
+    return str(value).ljust(width) if isinstance(like, str) else str(value).rjust(width)
 
 
 if __name__ == "__main__":
