@@ -1,4 +1,4 @@
-"""Where new masks agree with the base's, computing stops; and a killed refinement leaves nothing.
+"""What only a scripted engine shows: where computing stops, what is left of a killed refinement.
 
 The engine here is a script: a click moves its object's square for a few frames either way in time,
 where the passes go, and after that all is as it was.
@@ -11,18 +11,19 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from refining import click, labels, refine, request, version
+from refining import click, labels, preview, refine, request, version
 from videos import write_moving_square
 
 from sam2model import Prompt
 from sam2model.labelling_plan import Span
-from sam2model.rle import encode_mask
+from sam2model.rle import decode, encode_mask
 from sam2model.tracked_masks import FrameMasks, TrackedMask
 from sam2model.video import Video
 from workflows.mask_objects import write_mask_object
@@ -116,8 +117,10 @@ def folder(tmp_path: Path, labelled: Path) -> Path:
 
 
 @contextmanager
-def scripted(folder: Path) -> Iterator[tuple[RefineSessions, ScriptedEngine]]:
-    engine = ScriptedEngine()
+def scripted(
+    folder: Path, engine: ScriptedEngine | None = None
+) -> Iterator[tuple[RefineSessions, ScriptedEngine]]:
+    engine = engine or ScriptedEngine()
     options = SessionOptions(warm_frames=0)
     with closing(RefineSessions(str(folder / "labels"), engine, MAKER, options=options)) as opened:
         yield opened, engine
@@ -235,3 +238,35 @@ def test_frames_come_before_the_commit_and_are_what_it_commits(
             assert version(folder) == committed
     after = labels(folder)
     assert streamed == {t: after[t] for t in streamed}
+
+
+class UnsteadyEngine(ScriptedEngine):
+    """One pixel more each time it is asked, as other company on a device may make of a mask."""
+
+    def refine(self, *args: Any, **kwargs: Any) -> Iterator[FrameMasks]:
+        self.times = getattr(self, "times", 0) + 1
+        for frame in super().refine(*args, **kwargs):
+            masks = []
+            for one in frame.masks:
+                pixels = decode(one.counts, 96, 128).copy()
+                pixels[80, : self.times] = True
+                counts, area = encode_mask(pixels), int(pixels.sum())
+                masks.append(replace(one, counts=counts, area_px=area))
+            yield replace(frame, masks=masks)
+
+
+def test_the_mask_that_was_previewed_is_committed_even_if_it_comes_out_otherwise_again(
+    folder: Path,
+) -> None:
+    correction = click(1, 30, 50.0)
+    with scripted(folder, UnsteadyEngine()) as (opened, _):
+        seen = preview(opened, 1, correction)[1]
+        assert preview(opened, 1, correction)[1] != seen
+        seen = preview(opened, 1, correction)[1]
+        other = preview(opened, 1, click(1, 30, 51.0))[1]
+        refine(opened, request(1, correction))
+    after = labels(folder)
+    assert after[30] == seen != other
+    assert Dataset(str(folder / "labels")).masks("v", [1], (30, 30))["area_px"].to_pylist() == [
+        int(decode(seen, 96, 128).sum())
+    ]

@@ -50,6 +50,10 @@ AGREEING_IOU = 0.99  # of a new mask and the base's, to count as the same
 AGREEING_FRAMES = 10  # in a row, from which on the base is taken for the rest
 
 
+SeenKey = tuple[int, int, int, str]  # base revision, object, frame, hash of all its prompts
+Seen = Mapping[SeenKey, ObjectMask]
+
+
 @dataclass(frozen=True, slots=True)
 class Maker:
     """Who computes: which weights, how set up, in which run or service."""
@@ -165,8 +169,13 @@ def recompute(
     done: Recomputed,
     cancelled: Cancelled = lambda: False,
     deadline_s: float | None = None,
+    seen: Seen | None = None,
 ) -> Iterator[RefinedFrame]:
-    """The new masks as they are made; `done` holds them too, whatever ends the iteration."""
+    """The new masks as they are made; `done` holds them too, whatever ends the iteration.
+
+    seen: masks that somebody was shown of prompted frames, with just these prompts. They are taken
+    as they were shown: computed again in other company, they could differ by a pixel.
+    """
     if request.until_converged and memory is None:
         memory = VideoMemory()  # so that the second direction need not repeat the first
     for group in _groups(plan.objects, request.until_converged):
@@ -187,7 +196,7 @@ def recompute(
                     if cancelled():
                         done.was_cancelled = True
                         return
-                    kept = _keep(frame, group, base, done, old)
+                    kept = _keep(frame, group, base, done, old, seen or {})
                     if kept is not None:
                         yield kept
                     if old is not None and old.all_agree:
@@ -343,6 +352,29 @@ def refined_frame(frame: FrameMasks, masks: Sequence[ObjectMask]) -> RefinedFram
     )
 
 
+def seen_key(base: Base, each: ObjectPlan, frame_index: int) -> SeenKey:
+    """Under which the mask of a frame is remembered that somebody was shown."""
+    said = fingerprint(each.prompts, "", {})
+    return base.revision, each.object_id, frame_index, said
+
+
+def _tracked(mask: ObjectMask) -> TrackedMask:
+    """The inverse of `told_mask`."""
+    x0, y0, x1, y1 = map(int, mask.box or (0, 0, 0, 0))
+    assert mask.object_score is not None and mask.iou_pred is not None
+    assert mask.stability is not None  # an engine made it, with all scores
+    return TrackedMask(
+        object_id=mask.object_id,
+        counts=mask.counts,
+        area_px=mask.area_px,
+        box_xyxy_px=(x0, y0, x1, y1),
+        object_score=mask.object_score,
+        iou_pred=mask.iou_pred,
+        stability=mask.stability,
+        is_prompt=mask.is_prompt,
+    )
+
+
 def told_mask(mask: TrackedMask) -> ObjectMask:
     x0, y0, x1, y1 = mask.box_xyxy_px
     return ObjectMask(
@@ -437,6 +469,7 @@ def _keep(
     base: Base,
     done: Recomputed,
     old: _Old | None,
+    seen: Seen,
 ) -> RefinedFrame | None:
     """Take the masks of a frame that count; None where none does."""
     by_id = {each.object_id: each for each in group}
@@ -448,6 +481,9 @@ def _keep(
             continue
         span = done.spans.setdefault(mask.object_id, [frame.frame_index, frame.frame_index])
         span[:] = min(span[0], frame.frame_index), max(span[1], frame.frame_index)
+        shown_before = seen.get(seen_key(base, each, frame.frame_index))
+        if shown_before is not None and frame.frame_index in each.changed:
+            mask = _tracked(shown_before)
         pinned = _pinned(base, each, frame.frame_index)
         if pinned is None:
             new.append(mask)

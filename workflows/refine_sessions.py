@@ -30,6 +30,7 @@ from workflows.refine import (
     Labels,
     Maker,
     Recomputed,
+    SeenKey,
     check_fresh,
     check_prompts,
     conflict_with,
@@ -40,6 +41,7 @@ from workflows.refine import (
     read_base,
     recompute,
     refined_objects,
+    seen_key,
     warm_up,
 )
 from workflows.refine_drafts import DraftStore, KeptDraft
@@ -49,6 +51,7 @@ from workflows.refine_types import (
     WHOLE_VIDEO,
     Cancelled,
     Draft,
+    ObjectMask,
     OpenVideo,
     PreviewRequest,
     QueueFilter,
@@ -72,6 +75,8 @@ from workflows.video_labeller import video_limits
 from workflows.video_masks import VideoMasks
 
 log = logging.getLogger(__name__)
+
+MOST_SEEN = 1000  # masks of previews remembered of one video, a few hundred bytes each
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +175,7 @@ class RefineSessions:
             session.check_prompts(plan)
             frame = preview_frame(self._engine, session.video, session.memory, base, plan, request)
             session.check_sequence(request)
+            session.show(base, plan, frame)
             return frame
 
     def refine(
@@ -187,7 +193,15 @@ class RefineSessions:
             session.check_prompts(plan)
             done = Recomputed(VideoMasks(request.video_id))
             steps = recompute(
-                self._engine, session.video, session.memory, base, plan, request, done, cancelled
+                self._engine,
+                session.video,
+                session.memory,
+                base,
+                plan,
+                request,
+                done,
+                cancelled,
+                seen=session.seen(),
             )
             try:
                 yield from steps
@@ -446,6 +460,7 @@ class _Session:
         self._num_frames: int | None = None
         self._bases: OrderedDict[int, Base] = OrderedDict()
         self._newest_sequence: dict[str, int] = {}
+        self._seen: OrderedDict[SeenKey, ObjectMask] = OrderedDict()
         self._closed = threading.Event()
         self._warming: threading.Thread | None = None
 
@@ -515,6 +530,22 @@ class _Session:
                 f"{self.video_id}: preview {request.sequence} of {request.client!r}; "
                 f"it has asked for {newest} since"
             )
+
+    def show(self, base: Base, plan: RefinementPlan, frame: RefinedFrame) -> None:
+        """Remember what somebody is shown, so that it becomes what is committed."""
+        shown = {mask.object_id: mask for mask in frame.masks}
+        with self._lock:
+            for each in plan.objects:
+                if each.object_id in shown and frame.frame_index in each.changed:
+                    key = seen_key(base, each, frame.frame_index)
+                    self._seen[key] = shown[each.object_id]
+                    self._seen.move_to_end(key)
+            while len(self._seen) > MOST_SEEN:
+                self._seen.popitem(last=False)
+
+    def seen(self) -> dict[SeenKey, ObjectMask]:
+        with self._lock:
+            return dict(self._seen)
 
     def warm(self, engine: RefineEngine, base: Base, most_frames: int) -> None:
         """Once: track what the labels' prompts say, in the background, for the memories of it."""
