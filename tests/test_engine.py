@@ -608,6 +608,42 @@ def test_an_error_while_encoding_reaches_the_videos_of_those_frames_and_no_other
     assert [f.frame_index for f in frames] == list(range(8))
 
 
+def test_a_device_that_has_no_room_for_a_memory_loses_no_page(network: Sam2Network) -> None:
+    with running(network) as engine:  # which sees to it that every page comes back
+        bank = engine.stepper.bank
+        put, refusals = bank._pointers.put, [5, 9]
+
+        def full(content: Tensor) -> list[int]:
+            refusals[:] = [left - 1 for left in refusals]
+            if 0 in refusals:
+                raise torch.OutOfMemoryError("no room for a pointer")
+            return put(content)
+
+        bank._pointers.put = full  # type: ignore[method-assign]
+        for _ in range(2):
+            with pytest.raises(torch.OutOfMemoryError, match="no room for a pointer"):
+                list(label(engine, FakeVideo(), [click(1, 0), click(2, 0, CORNER)]))
+
+        assert len(list(label(engine, FakeVideo(), [click(1, 0)]))) == 12
+
+
+def test_what_failed_for_want_of_room_is_not_held_by_its_error() -> None:
+    held: list[weakref.ref[Tensor]] = []
+
+    class Greedy(Sam2Network):
+        def track_step(self, image: ImageFeatures, memory: Any) -> StepOutput:
+            much = torch.zeros(1000)
+            held.append(weakref.ref(much))
+            raise torch.OutOfMemoryError("this step is too large")
+
+    with running(small_network(SEED, Greedy)) as engine:
+        with pytest.raises(torch.OutOfMemoryError) as raised:
+            list(label(engine, FakeVideo(), [click(1, 0)]))
+
+        assert raised.value is not None  # the error lives, what it could not place does not
+        assert held and all(ref() is None for ref in held)
+
+
 # Leaving, waiting and ending.
 
 
