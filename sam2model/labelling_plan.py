@@ -128,7 +128,9 @@ class Course:
 
     @property
     def first_told(self) -> int:
-        """The first frame of the forward pass whose mask is handed out."""
+        """The first frame whose mask is handed out."""
+        if self.told.last is not None and self.told.last < self.begins:
+            return self.told.last
         settled = -1 if self.settled.last is None else self.settled.last
         return max(self.begins, self.told.first, settled + 1)
 

@@ -1,6 +1,7 @@
 """In which order frames are visited, and what each object wants of a visit: as a specification."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sam2model.labelling_plan import LabellingPlan, Task, Visit
+from sam2model.labelling_plan import LabellingPlan, Span, Task, Visit
 from sam2model.prompts import Prompt, PromptError, PromptOutOfRange
 from sam2model.video import Frame
 
@@ -237,6 +238,23 @@ def test_every_object_is_told_of_on_every_frame_of_the_span_exactly_once(
 
     wanted = [(o, f) for o in of.object_ids for f in range(first, last + 1)]
     assert sorted(told) == sorted(wanted)
+
+
+@pytest.mark.parametrize(
+    ("told", "settled", "first"),
+    [
+        (Span(0), Span(0, -1), 5),
+        (Span(8), Span(0, -1), 8),
+        (Span(0), Span(5, 11), 12),
+        (Span(1, 3), Span(0, -1), 3),  # only the backward pass, which comes from later frames
+    ],
+)
+def test_the_first_frame_told_is_the_first_that_the_passes_come_to(
+    told: Span, settled: Span, first: int
+) -> None:
+    course = plan(click(1, 5)).courses[1]
+
+    assert replace(course, told=told, settled=settled).first_told == first
 
 
 # What is refused.
