@@ -92,7 +92,7 @@ def anchored(config: "RefineConfig") -> "RefineConfig":
     return replace(
         config,
         requests=config.requests and absolute(config.requests),
-        output=absolute(config.output),
+        dataset=absolute(config.dataset),
         model=absolute_model(config.model),
     )
 
@@ -133,7 +133,7 @@ def _refine_here(config: "RefineConfig", options: argparse.Namespace) -> Result:
 
     compute = config.compute
     sessions = RefineSessions.of_model(
-        config.output,
+        config.dataset,
         config.model,
         config.storage,
         EngineOptions(slots=compute.slots_per_actor, frame_batch=compute.frame_batch),
@@ -152,7 +152,7 @@ def _refine_here(config: "RefineConfig", options: argparse.Namespace) -> Result:
                 result = step
     assert result is not None  # nobody cancelled it
     print(f"{options.video}: revision {result.revision}, {result.frames_computed} frames computed")
-    return Result({"dataset": config.output, **asdict(result)})
+    return Result({"dataset": config.dataset, **asdict(result)})
 
 
 def _request(options: argparse.Namespace, revision: int, author: str) -> "RefinementRequest":

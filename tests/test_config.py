@@ -184,7 +184,7 @@ def test_label_yaml_holds_every_key_at_its_default() -> None:
 
 
 def test_refine_yaml_holds_every_key_at_its_default() -> None:
-    defaults = leaves(to_tree(RefineConfig(output="dataset")))
+    defaults = leaves(to_tree(RefineConfig(dataset="dataset")))
     assert leaves(yaml.safe_load(REFINE_YAML.read_text())) == defaults
     assert load_config(RefineConfig, REFINE_YAML) == RefineConfig("dataset")
 

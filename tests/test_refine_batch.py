@@ -17,6 +17,7 @@ from checkpoints import small_checkpoint
 from refining import click, label_config, label_video, labels, refine, request, sessions
 
 from jobs import refine as refine_job
+from jobs._cli import job_parser
 from workflows.config import RefineConfig, load_config
 from workflows.finished import FinishedVideos
 from workflows.key_index import KeyIndex
@@ -30,6 +31,8 @@ from workflows.refine_requests import (
 )
 from workflows.results import DatasetWriter
 from workflows.rows import Status, VideoOutcome
+from workflows.service_config import serve_config
+from workflows.service_jobs import RefineJobs
 from workflows.storage import Storage
 from workflows.video_refiner import RefiningJob
 
@@ -239,6 +242,7 @@ def settings(folder: Path, checkpoint: Path, **changes: Any) -> dict[str, Any]:
     alone = {"compute__slots_per_actor": 1, "compute__frame_batch": 1}  # as it was labelled
     values = settings_of(folder, checkpoint, **alone, **changes)
     del values["manifest"]
+    values["dataset"] = values.pop("output")
     return values
 
 
@@ -323,6 +327,23 @@ def test_requests_without_a_dataset_make_none(
     code, _ = run_job(words, capsys)
     assert code == 2
     assert not (tmp_path / "labels").exists()
+
+
+def test_the_service_submits_what_this_job_understands() -> None:
+    model = {"checkpoint": "m.safetensors", "dtype": "float32"}
+    models = {"gpus": 0.0, "cpus": 2.0}
+    served = serve_config({"dataset": "s3://b/set", "model": model, "models": models})
+    parser = job_parser("refine", "")
+    refine_job.add_options(parser)
+    words = RefineJobs(served).words("s3://b/r.parquet")
+    config = refine_job.config_of(parser.parse_args(list(words[1:])))
+    assert (words[0], config.dataset, config.requests) == (
+        "refine",
+        "s3://b/set",
+        "s3://b/r.parquet",
+    )
+    assert (config.model, config.limits) == (served.model, served.limits)
+    assert (config.compute.gpus_per_actor, config.compute.cpus_per_actor) == (0.0, 2.0)
 
 
 def test_the_configuration_travels_without_its_folder(folder: Path, checkpoint: Path) -> None:

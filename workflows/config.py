@@ -141,7 +141,7 @@ class RefineConfig:
 
     __pydantic_config__ = STRICT
 
-    output: str
+    dataset: str
     requests: str | None = None
     author: str = "batch"
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -156,6 +156,11 @@ class RefineConfig:
     def inference_config(self) -> Tree:
         """Of the model."""
         return self.model.inference_config
+
+    @property
+    def output(self) -> str:
+        """Where new labels go: to the dataset that has the old ones."""
+        return self.dataset
 
 
 PipelineConfig = LabelConfig | RefineConfig  # of jobs that run over a pool of actors

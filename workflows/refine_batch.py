@@ -33,14 +33,14 @@ def refine_requests(
         raise ConfigError("requests is not given; wanted the URI of a file of requests")
     storage = Storage(config.storage)
     requests = read_requests(config.requests, storage)
-    Dataset(config.output, storage)  # a refinement makes none
+    Dataset(config.dataset, storage)  # a refinement makes none
     job = RefiningJob(
         config=config,
         run_id=f"refine-{started_at:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}",
         weights_sha256=local_checkpoint(config.model.checkpoint, storage).sha256,
         code_version=code_version(),
     )
-    writer = DatasetWriter(storage, config.output)
+    writer = DatasetWriter(storage, config.dataset)
     finished = writer.finished(config.retry_reasons)
     plan = RefinePlan(requests, finished)
     return run_plan(job, plan, writer, finished, engine_factory, on_progress, began, started_at)

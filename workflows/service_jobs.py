@@ -38,7 +38,7 @@ class RefineJobs:
         name = PREFIX + (request_id or uuid.uuid4().hex[:12])
         submission = Submission(
             submission_id=name,
-            words=("refine", "--requests", requests, *settings(self._settings())),
+            words=self.words(requests),
             python=sys.executable,
         )
         try:
@@ -59,9 +59,17 @@ class RefineJobs:
             "summary": state.summary,
         }
 
-    def _settings(self) -> dict[str, Any]:
-        tree = to_tree(self._config)
-        return {key: tree[key] for key in ("dataset", "model", "limits", "storage")}
+    def words(self, requests: str) -> tuple[str, ...]:
+        """The command that carries out a table of requests; an actor takes what a replica takes."""
+        tree, models, engine = to_tree(self._config), self._config.models, self._config.engine
+        shared = {key: tree[key] for key in ("dataset", "model", "limits", "storage")}
+        compute = {
+            "gpus_per_actor": models.gpus,
+            "cpus_per_actor": models.cpus,
+            "slots_per_actor": engine.slots,
+            "frame_batch": engine.frame_batch,
+        }
+        return ("refine", "--requests", requests, *settings({**shared, "compute": compute}))
 
     def _server(self) -> JobServer:
         try:
