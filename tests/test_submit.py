@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -148,6 +149,21 @@ def test_the_name_of_a_submission_follows_from_job_and_configuration(tmp_path: P
     from_file = name("--config", str(tmp_path / "label.yaml"))
     assert from_file == name("--set", "output=/o", "--set", "manifest=/m.parquet")
     assert from_file != name("--set", "output=/p", "--set", "manifest=/m.parquet")
+
+
+def test_a_job_with_a_configuration_can_be_sent_with_it() -> None:
+    from jobs.__main__ import commands
+
+    sent = [name for name in commands() if hasattr(import_module(f"jobs.{name}"), "config_of")]
+    assert "label" in sent
+    for name in sent:
+        job = import_module(f"jobs.{name}")
+        assert callable(job.add_options) and callable(job.anchored), name
+
+
+def test_the_options_of_other_jobs_stay_as_they_are() -> None:
+    words = ["--dataset", "s3://b/labels", "SELECT 1"]
+    assert submit.resolved("query", words) == words
 
 
 def test_paths_become_absolute_and_names_of_models_stay() -> None:
