@@ -23,11 +23,12 @@ UNKNOWN_TO_THE_MODEL = {
 # module or package → the only files that may import it
 ONLY = {
     "fsspec": {"workflows/storage.py"},
-    "ray.data": {"workflows/label.py", "workflows/refine.py", "workflows/ray_datasets.py"},
+    "ray.data": {"workflows/label.py", "workflows/ray_datasets.py"},
     "ray.job_submission": {"workflows/submission.py"},
     "ray.train": {"workflows/train_ray.py"},
     "ray.serve": {"workflows/refine_app.py"},
     "fastapi": {"workflows/service_http.py", "workflows/service_routes.py"},
+    "requests": {"workflows/client.py"},
 }
 LAYERS = {
     *("position_encoding", "attention", "hiera", "fpn_neck", "prompt_encoder", "mask_decoder"),

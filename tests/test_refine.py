@@ -166,6 +166,20 @@ def test_a_frame_prompted_anew_takes_the_new_mask(opened: RefineSessions, folder
     assert [p["frame_index"] for p in track["prompts"]] == [4, CORRECTED]
 
 
+def test_what_a_person_accepted_keeps_its_prompted_frames_too(
+    folder: Path, checkpoint: Path
+) -> None:
+    prompts = [click(1, 4, 20.0), click(1, 14, 60.0)]
+    label_video(folder, checkpoint, prompts, fingerprint="b" * 32)
+    with sessions(folder, checkpoint) as opened:
+        base = opened.review("v", 2, Review.ACCEPTED, "ann", [1])
+        before = labels(folder)
+        refine(opened, request(base, click(1, 9, 90.0), author="bob"))
+        after = labels(folder)
+        assert after[14] == before[14], "what somebody looked at and found right"
+        assert after[13] != before[13]
+
+
 def test_a_withdrawn_correction_leaves_what_was_there_before_it(
     opened: RefineSessions, folder: Path
 ) -> None:

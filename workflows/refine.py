@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from sam2model import Prompt, rle
 from sam2model.labelling_plan import Span as FrameSpan
-from sam2model.refinement_memory import VideoMemory
+from sam2model.refinement_memory import MemoryBudget, VideoMemory
 from sam2model.tracked_masks import FrameMasks, TrackedMask
 from sam2model.video import Video
 from workflows.label_engine import RefineEngine
@@ -48,6 +48,9 @@ from workflows.video_masks import VideoMasks, tracks_of
 
 AGREEING_IOU = 0.99  # of a new mask and the base's, to count as the same
 AGREEING_FRAMES = 10  # in a row, from which on the base is taken for the rest
+SNAPSHOTS_ONLY = MemoryBudget(
+    device_feature_bytes=0, host_feature_bytes=0, snapshot_bytes=256 * 2**20
+)
 
 
 SeenKey = tuple[int, int, int, str]  # base revision, object, frame, hash of all its prompts
@@ -177,7 +180,7 @@ def recompute(
     as they were shown: computed again in other company, they could differ by a pixel.
     """
     if request.until_converged and memory is None:
-        memory = VideoMemory()  # so that the second direction need not repeat the first
+        memory = VideoMemory(SNAPSHOTS_ONLY)  # the second direction need not repeat the first
     for group in _groups(plan.objects, request.until_converged):
         for told, is_backward in _parts(group, request):
             old = _Old(base, group, is_backward) if request.until_converged else None
