@@ -16,6 +16,8 @@ from workflows.train_clips import ClipSource
 from workflows.train_scenes import Clip
 from workflows.train_unroll import BOX, CLICK, MASK, ClipBatch
 
+ABSENCE_TRIES = 8  # clips looked through for one in which an object goes out of sight
+
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
@@ -23,7 +25,9 @@ class BatchShape:
 
     clips, frames: of the batch; objects: followed in a clip at most; kinds: chances of a click,
     a box and a mask; min_area_px: of an object on its first frame; size: model pixels a side;
-    cell_px: pixels of one cell of the mask logits.
+    cell_px: pixels of one cell of the mask logits; vary: whether pictures are cut, mirrored and
+    recoloured; box_jitter: of its sides, that a box is off; absence: chance that a clip is looked
+    for in which an object goes out of sight.
     """
 
     clips: int
@@ -35,6 +39,7 @@ class BatchShape:
     cell_px: int = 4
     vary: bool = True
     box_jitter: float = 0.1
+    absence: float = 0.0
 
 
 def make_batch(source: ClipSource, shape: BatchShape, seed: int, step: int) -> ClipBatch:
@@ -43,9 +48,13 @@ def make_batch(source: ClipSource, shape: BatchShape, seed: int, step: int) -> C
     parts: list[_Followed] = []
     pixels: list[Tensor] = []
     while len(pixels) < shape.clips:
-        clip = source.clip(int(rng.integers(len(source))))
-        images, labels = _view(_cut(clip, shape.frames, rng), shape, rng)
-        followed = _follow(labels, len(pixels), shape, rng)
+        tries = ABSENCE_TRIES if shape.absence and rng.random() < shape.absence else 1
+        for attempt in range(tries):
+            clip = source.clip(int(rng.integers(len(source))))
+            images, labels = _view(_cut(clip, shape.frames, rng), shape, rng)
+            followed = _follow(labels, len(pixels), shape, rng)
+            if followed is not None and (attempt + 1 == tries or not followed.area_px.all()):
+                break
         if followed is not None:  # a clip may begin with nothing large enough in sight
             pixels.append(images)
             parts.append(followed)

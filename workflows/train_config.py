@@ -95,6 +95,7 @@ class PhaseConfig:
     correction: Share = 0.0
     truth_in_memory: Share = 0.0
     true_scores: Share = 0.0
+    absence: Share = 0.0
     losses: LossWeights | None = None
 
     def __post_init__(self) -> None:

@@ -92,6 +92,7 @@ def batch_shape(config: TrainConfig, phase: PhaseConfig, network: Sam2Network) -
         min_area_px=config.data.min_area_px,
         size=size,
         cell_px=size // network.config.mask_size[0],
+        absence=phase.absence,
     )
 
 

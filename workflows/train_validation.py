@@ -90,10 +90,10 @@ def score_held_out(
         if not objects:
             continue
         first = [clip.labels[0] == i for i in objects]
-        boxes = _masks_of(model, processor, clip, objects, boxes=[box_of(m) for m in first], last=0)
+        boxes = masks_of(model, processor, clip, objects, boxes=[box_of(m) for m in first], last=0)
         box_j += [region_similarity(boxes[0][0][n], m) for n, m in enumerate(first)]
         clicks = [innermost(m) for m in first]
-        frames = _masks_of(model, processor, clip, objects, clicks=clicks, last=None)
+        frames = masks_of(model, processor, clip, objects, clicks=clicks)
         click_j += [region_similarity(frames[0][0][n], m) for n, m in enumerate(first)]
         for n, object_id in enumerate(objects):
             truth = clip.labels == object_id
@@ -157,7 +157,7 @@ def _prompted(clip: Clip, held_out: HeldOut) -> list[int]:
     return [i for i in range(1, MAX_OBJECTS + 1) if areas[i] >= least]
 
 
-def _masks_of(
+def masks_of(
     model: Sam2VideoModel,
     processor: Sam2VideoProcessor,
     clip: Clip,
@@ -165,9 +165,9 @@ def _masks_of(
     *,
     clicks: list[tuple[float, float]] | None = None,
     boxes: list[Floats] | None = None,
-    last: int | None,
+    last: int | None = None,
 ) -> list[tuple[Masks, Floats]]:
-    """Masks (N, H, W) and object scores (N,) of each frame up to `last`."""
+    """Masks (N, H, W) and object scores (N,) of each frame up to `last`, prompted on frame 0."""
     session = processor.init_video_session(video=list(clip.frames))
     given: dict[str, Any] = {}
     if clicks is not None:
