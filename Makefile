@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export RAY_DATA_DISABLE_PROGRESS_BARS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo browser test test-slow check bench parity clean
+.PHONY: demo browser test test-slow test-gpu check bench parity clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -36,6 +36,9 @@ test: $(VENV)/.installed browser
 
 test-slow: $(VENV)/.installed browser
 	$(BIN)/pytest -m slow --timeout 3600
+
+test-gpu: $(VENV)/.installed
+	$(BIN)/pytest -m gpu
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
