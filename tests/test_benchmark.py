@@ -11,12 +11,14 @@ import yaml
 from test_weight_files import meta_weights
 
 from jobs.bench import main
+from sam2model import released_config
 from sam2model.checkpoint import names_from_meta
 from workflows import benchmark_objects, benchmark_stages
 from workflows.benchmark import SUITES
 from workflows.benchmark_config import BenchConfig, Row, SuiteName
 from workflows.benchmark_meta import MetaPredictor, names_to_meta
 from workflows.benchmark_models import lowest_iou, random_model
+from workflows.benchmark_objects import operations
 from workflows.benchmark_rle import masks
 from workflows.benchmark_timing import Turns
 from workflows.config import ConfigError, load_config, to_tree
@@ -174,6 +176,14 @@ def test_our_weights_under_metas_names_are_read_back_as_ours() -> None:
     back = names_from_meta(theirs)
     assert back.keys() == ours.keys()
     assert all(torch.equal(back[name], ours[name]) for name in ours)
+
+
+def test_operations_are_those_of_the_published_layers_less_the_exact_rewrites() -> None:
+    # Without rewrites a frame of tiny is 914 GFLOP with one object and 2,776 with four.
+    one, four = (operations(released_config("tiny"), count) / 1e9 for count in (1, 4))
+
+    assert one == pytest.approx(727, rel=0.02)  # more rewrites than those, each of 1%
+    assert four == pytest.approx(1970, rel=0.02)
 
 
 def test_a_folder_without_metas_predictor_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 All have the same weights, frames and clicks, and take turns frame by frame in one process.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sam2model import Sam2VideoInferenceSession, Sam2VideoModel
+from sam2model import Sam2VideoConfig, Sam2VideoInferenceSession, Sam2VideoModel
+from sam2model.memory_bank import Readout
+from sam2model.track_step import Sam2Network
 from workflows.benchmark_config import BenchConfig, Row
 from workflows.benchmark_machine import products_per_s
 from workflows.benchmark_meta import MetaPredictor
@@ -73,7 +76,7 @@ def _measure(
     rate: float,
 ) -> Row:
     num_frames = config.frames + 1
-    pixels = processor_for(ours).video_processor(drifting_frames(num_frames + 1))
+    pixels = processor_for(ours).video_processor(drifting_frames(num_frames))
     clicks = spread_clicks(count)
     mine = our_session(ours, pixels.pixel_values_videos[0], clicks)
     other = session_of_transformers(
@@ -93,11 +96,10 @@ def _measure(
         masks = {name: _at_frame_size(turns.time(name, side, t)) for name, side in sides.items()}
         for name in sides:
             worst[name] = min(worst[name], lowest_iou(masks["ours"], masks[name]))
-    operations = _operations(lambda: sides["ours"](num_frames))
-    return _row(count, turns, worst, operations, rate)
+    return _row(count, turns, worst, operations(ours.config, count), rate)
 
 
-def _row(count: int, turns: Turns, worst: dict[str, float], operations: float, rate: float) -> Row:
+def _row(count: int, turns: Turns, worst: dict[str, float], work: int, rate: float) -> Row:
     on_cpu = turns.device.type == "cpu"
     ours_s, ours_cpu_s = turns.median_s("ours"), turns.median_cpu_s("ours")
     row: Row = {"objects": count, "ours_s": round(ours_s, 4)}
@@ -111,8 +113,8 @@ def _row(count: int, turns: Turns, worst: dict[str, float], operations: float, r
         if on_cpu:
             row[f"{name}_cpu_ratio"] = round(turns.median_cpu_s(name) / ours_cpu_s, 2)
         row[f"{name}_iou"] = round(worst[name], 4)
-    row["TFLOP"] = round(operations / 1e12, 3)
-    row["share_of_products"] = round(operations / turns.best_s("ours") / rate, 3)
+    row["TFLOP"] = round(work / 1e12, 3)
+    row["share_of_products"] = round(work / turns.best_s("ours") / rate, 3)
     return row
 
 
@@ -123,13 +125,28 @@ def _at_frame_size(logits: Tensor) -> Tensor:
     return F.interpolate(logits.float(), FRAME_SIZE, mode="bilinear")
 
 
-def _operations(call: Callable[[], object]) -> float:
-    """Multiplications and sums of matrix products, attention and convolutions."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the counter sees no other thread
-    try:
-        with FlopCounterMode(display=False) as counter:
-            call()
-    finally:
-        torch.set_num_threads(threads)
-    return float(counter.get_total_flops())
+def operations(config: Sam2VideoConfig, objects: int) -> int:
+    """Multiplications and sums of one tracked frame, all memories full: products and convolutions.
+
+    Counted on a device that computes nothing, so whatever kernels a real one takes.
+    """
+    network = Sam2Network(config).eval().requires_grad_(False).to("meta")
+    places, channels = math.prod(config.feature_size), config.memory_encoder_output_channels
+    side, frames, pointers = config.image_size, config.num_maskmem, 16
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    memory = Readout(
+        masks=empty(objects, frames, places, channels),
+        time_rows=empty(objects, frames, dtype=torch.int64),
+        pointers=empty(objects, pointers, config.hidden_size),
+        pointer_offsets=empty(objects, pointers),
+        pointer_valid=empty(objects, pointers, dtype=torch.bool),
+    )
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        image = network.encode_images(empty(1, 3, side, side))
+        output = network.track_step(image, memory)
+        prompted = empty(objects, dtype=torch.bool)
+        network.encode_memory(image, output.logits, output.object_score, prompted)
+    return int(counter.get_total_flops())
