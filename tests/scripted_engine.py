@@ -84,22 +84,29 @@ def register(pids: Path | None) -> None:
 
 @dataclass(frozen=True)
 class Gathered:
-    """Makes NoOpEngines that begin their first video when so many processes have registered.
+    """Makes NoOpEngines that begin their first video when so many processes have come.
 
-    refused: of the processes that come, the first so many do not start.
+    refused: of these, the first so many do not start; one_only: none after the first does.
     """
 
     pids: Path
     wanted: int
     refused: int = 0
+    one_only: bool = False
 
     def __call__(self, config: LabelConfig, weights_sha256: str) -> MaskEngine:
-        attempt = self.pids / f"attempt-{os.getpid()}"
-        attempt.touch()
-        if len(list(self.pids.glob("attempt-*"))) <= self.refused:
-            raise DirtyDevice("40.0 of 80.0 GiB are held by others after 60 s")
         register(self.pids)
+        late = len(list(self.pids.iterdir())) > self.refused
+        if not late or (self.one_only and not self._is_first()):
+            raise DirtyDevice("40.0 of 80.0 GiB are held by others after 60 s")
         return GatheredEngine(self.pids, self.wanted)
+
+    def _is_first(self) -> bool:
+        try:
+            self.pids.with_name("first").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
 
 
 class GatheredEngine(NoOpEngine):
@@ -116,7 +123,7 @@ class GatheredEngine(NoOpEngine):
         *,
         deadline_s: float | None = None,
     ) -> Iterator[FrameMasks]:
-        while len([p for p in self._pids.iterdir() if p.name.isdigit()]) < self._wanted:
+        while len(list(self._pids.iterdir())) < self._wanted:
             time.sleep(0.05)
         return super().label(video, prompts, first_frame, last_frame)
 

@@ -151,6 +151,17 @@ def test_machines_that_refuse_an_actor_are_replaced_and_the_run_goes_on(
 
 
 @pytest.mark.slow
+def test_one_actor_that_works_outlives_any_number_that_cannot_start(
+    local_ray: None, tmp_path: Path, checkpoint: Path, pids: Path
+) -> None:
+    settings = settings_of(tmp_path, checkpoint, compute__actors=2)
+    write_videos(tmp_path, settings, 4)
+    # The videos take as long as others try in vain.
+    summary = label(config_of(settings), Gathered(pids, INIT_DEATHS + 4, one_only=True))
+    assert (summary.ok, summary.failed, summary.reruns) == (4, 0, 0)
+
+
+@pytest.mark.slow
 def test_when_no_actor_comes_up_the_run_ends_with_the_reason(
     local_ray: None, tmp_path: Path, checkpoint: Path, pids: Path
 ) -> None:
@@ -158,7 +169,7 @@ def test_when_no_actor_comes_up_the_run_ends_with_the_reason(
     write_videos(tmp_path, settings, 2)
     with pytest.raises(PoolBroken, match="40.0 of 80.0 GiB are held by others"):
         label(config_of(settings), Gathered(pids, wanted=1, refused=1000))
-    assert len(list(pids.glob("attempt-*"))) == INIT_DEATHS + 1
+    assert len(list(pids.iterdir())) == INIT_DEATHS + 1
     assert Dataset(str(settings["output"])).videos().num_rows == 0  # none of them is to blame
 
 
