@@ -208,7 +208,7 @@ export function showObjects(desk) {
   $("object-facts").replaceChildren(...facts.flatMap(([name, value]) => [el("dt", {}, name), el("dd", { title: value }, value)]));
   $("clear").disabled = !session.prompt(objectId, frame) || object.isRemoved;
   $("absent").disabled = object.isRemoved;
-  $("remove").textContent = object.isRemoved ? "Bring back" : "Remove object";
+  $("remove").textContent = object.isRemoved ? "Bring back" : "Remove";
 }
 
 // Dialogs and the line that comes and goes.
