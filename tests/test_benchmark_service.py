@@ -2,7 +2,7 @@
 
 import pytest
 
-from workflows.benchmark_service import NoModelParts, measure_service
+from workflows.benchmark_service import NoModelParts, through_service
 from workflows.service_config import ServeConfig
 
 pytest_plugins = ["local_ray"]
@@ -19,5 +19,5 @@ def test_what_is_not_measured_is_not_there() -> None:
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_a_click_passes_through_the_service(local_ray: None) -> None:
-    row = measure_service(clicks=40, warm_up=5)
-    assert 0 < row.fastest_ms <= row.p50_ms <= row.p95_ms
+    row = through_service(clicks=40, warm_up=5)
+    assert 0 < row["fastest_ms"] <= row["p50_ms"] <= row["p95_ms"]  # type: ignore[operator]

@@ -15,6 +15,7 @@ from workflows.benchmark_objects import measure_objects
 from workflows.benchmark_pipeline import measure_pipeline
 from workflows.benchmark_queries import measure_queries
 from workflows.benchmark_rle import measure_rle
+from workflows.benchmark_service import measure_service
 from workflows.benchmark_stages import measure_stages
 from workflows.benchmark_videos import measure_videos
 
@@ -45,4 +46,5 @@ SUITES: dict[SuiteName, Suite] = {
     "length": Suite("Peak memory against length, {video_model} model", measure_length),
     "pipeline": Suite("A bulk job of one-frame videos whose engine does no work", measure_pipeline),
     "queries": Suite("Questions to a dataset on this disk", measure_queries),
+    "service": Suite("A click's way through the service on Ray Serve, no model", measure_service),
 }

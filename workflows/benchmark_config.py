@@ -19,6 +19,7 @@ SuiteName = Literal[
     "length",
     "pipeline",
     "queries",
+    "service",
 ]
 Size = Literal["tiny", "small", "base-plus", "large"]
 
@@ -39,6 +40,7 @@ class BenchConfig:
         "length",
         "pipeline",
         "queries",
+        "service",
     )
     device: str = "cpu"
     threads: AtLeast1 | None = None

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from sam2model.rle import encode_mask
+from workflows.benchmark_config import BenchConfig, Row
 from workflows.ray_session import connected
 from workflows.refine_types import (
     WHOLE_VIDEO,
@@ -35,18 +36,8 @@ from workflows.service_config import ServeConfig, load_serve_file, with_tokens
 from workflows.service_videos import VideoQuery
 
 HEIGHT, WIDTH = 1080, 1920
+CLICKS, WARM_UP = 500, 50
 SETTINGS = ("dataset=none", "models.gpus=0", "models.cpus=0.5")
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceRow:
-    """Milliseconds of a click's way through the service, one click after the other."""
-
-    clicks: int
-    p50_ms: float
-    p95_ms: float
-    fastest_ms: float
-    load_average: float
 
 
 class NoModel:
@@ -131,8 +122,14 @@ class NoModelParts:
         return NoVideos()
 
 
-def measure_service(clicks: int = 500, warm_up: int = 50) -> ServiceRow:
-    """Click so many times through a service of one replica of each kind."""
+def measure_service(config: BenchConfig) -> Iterator[Row]:
+    """One click after the other through one replica of each kind."""
+    del config
+    yield through_service(CLICKS, WARM_UP)
+
+
+def through_service(clicks: int, warm_up: int) -> Row:
+    """Milliseconds from a click's request to its mask."""
     from workflows.refine_app import running
 
     with socket.socket() as found:
@@ -144,13 +141,13 @@ def measure_service(clicks: int = 500, warm_up: int = 50) -> ServiceRow:
     with connected(), running(file, NoModelParts()):
         seconds = list(_clicks(port, token, warm_up + clicks))
     milliseconds = np.array(seconds[warm_up:]) * 1e3
-    return ServiceRow(
-        clicks=clicks,
-        p50_ms=float(np.percentile(milliseconds, 50)),
-        p95_ms=float(np.percentile(milliseconds, 95)),
-        fastest_ms=float(milliseconds.min()),
-        load_average=os.getloadavg()[0],
-    )
+    return {
+        "clicks": clicks,
+        "p50_ms": round(float(np.percentile(milliseconds, 50)), 1),
+        "p95_ms": round(float(np.percentile(milliseconds, 95)), 1),
+        "fastest_ms": round(float(milliseconds.min()), 1),
+        "load_average": round(os.getloadavg()[0], 1),
+    }
 
 
 def _clicks(port: int, token: str, count: int) -> Iterator[float]:
