@@ -78,3 +78,11 @@ class Annotator:
 
     def state(self) -> str:
         return str(self.page.locator("#state").inner_text())
+
+    def says(self, text: str) -> None:
+        """Wait until the head of the page says so: it follows the desk by a picture's time."""
+        for _ in range(200):
+            if self.state() == text:
+                return
+            self.page.wait_for_timeout(20)
+        raise AssertionError(f"wanted {text!r}; the page says {self.state()!r}")

@@ -78,7 +78,7 @@ def test_an_annotator_corrects_saves_and_accepts(
     ada.until("desk => desk.open.masks.shown(1, 7)[0].area_px === " + str(before))
     ada.press("Control+z")
     ada.until(f"desk => desk.open.masks.shown(1, 7)[0].area_px > {before}")
-    assert ada.state() == "1 correction, not propagated"
+    ada.says("1 correction, not propagated")
     assert ada.page.locator("#span-text").inner_text() == f"Frames 0 to {FRAMES - 1}, object 1"
 
     ada.press("p")
@@ -91,7 +91,8 @@ def test_an_annotator_corrects_saves_and_accepts(
 
     ada.press("Control+s")
     ada.until("desk => desk.open.isSaved && desk.open.video.revision === 2")
-    assert ada.state() == "saved" and refinements.drafts("v1") == ()
+    ada.says("saved")
+    assert refinements.drafts("v1") == ()
     assert ada.shown(20) == (Scene().disc(0, 20, 3).sum(), "kept")
     (track, _) = refinements.open("v1").tracks
     assert track.author == "ada" and track.prompts[-1]["points"] == [  # type: ignore[comparison-overlap]
@@ -156,12 +157,12 @@ def test_what_is_not_saved_is_there_again_after_the_page_was_closed(
     ada.until("desk => desk.open.masks.preview.size === 1")
     ada.open("v1", 5)  # the page is loaded anew
     ada.until("desk => desk.open.masks.preview.size === 1")
-    assert ada.state() == "1 correction, not propagated"
+    ada.says("1 correction, not propagated")
     ada.press("p")
     ada.until("desk => desk.open.draft")
     ada.open("v1", 9)
     ada.until("desk => desk.open.draft")
-    assert ada.state() == "draft of 1 correction, not saved"
+    ada.says("draft of 1 correction, not saved")
     assert ada.shown(9) == (Scene().disc(0, 9, 3).sum(), "draft")
     ada.press("Control+s")
     ada.until("desk => desk.open.isSaved")
@@ -214,9 +215,10 @@ def test_two_people_on_one_object_are_one_revision_and_one_choice(
     bob.page.click(f"#conflict-{choice}")
     bob.until("desk => desk.open.video.revision === 2 && !desk.open.draft")
     if choice == "theirs":
-        assert bob.state() == "" and bob.desk("desk => desk.open.session.isChanged") is False
+        bob.says("")
+        assert bob.desk("desk => desk.open.session.isChanged") is False
         return
-    assert bob.state() == "1 correction, not propagated"
+    bob.says("1 correction, not propagated")
     bob.press("Control+s")
     bob.until("desk => desk.open.isSaved")
     assert refinements.open("v1").tracks[0].author == "bob"
