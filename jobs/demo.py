@@ -13,7 +13,7 @@ from pathlib import Path
 from jobs import label, query
 from jobs._cli import ALL_DONE, JobParser, Result, UsageError, add_log_level, run
 from sam2model.video import Video
-from workflows.demo_inputs import demo_prompts, write_demo_video, write_random_checkpoint
+from workflows.demo_inputs import DRAWN_NAME, demo_prompts, write_demo_video
 from workflows.manifest import write_manifest
 from workflows.overlay import Panel, sheet_frames, write_contact_sheet, write_overlay
 from workflows.prompt_rows import encode_prompt
@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--checkpoint",
         metavar="MODEL",
-        help="hub id, folder or file; default: a small model with random weights",
+        default="demo",
+        help="hub id, folder or file; default: the small model that comes with maskmill",
     )
     add_log_level(parser)
     return run(parser, demo, argv)
@@ -66,15 +67,10 @@ def demo(options: argparse.Namespace) -> Result:
         for video in videos
     ]
     write_manifest(rows, str(manifest), Storage())
-    checkpoint = options.checkpoint
-    if checkpoint is None:
-        checkpoint = str(output / "checkpoint")
-        write_random_checkpoint(Path(checkpoint))
-        print("The model's weights are random: this shows that everything runs, and no more.")
     settings = {
         "manifest": manifest,
         "output": dataset,
-        "model.checkpoint": checkpoint,
+        "model.checkpoint": options.checkpoint,
         "model.dtype": "float32",
         "compute.gpus_per_actor": 0,
         "compute.cpus_per_actor": 1,
@@ -97,7 +93,7 @@ def demo(options: argparse.Namespace) -> Result:
 
 def _videos(folder: Path | None, output: Path) -> list[Path]:
     if folder is None:
-        video = output / "discs.mp4"
+        video = output / DRAWN_NAME
         write_demo_video(video)
         return [video]
     videos = sorted(folder.glob("*.mp4"))

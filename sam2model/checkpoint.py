@@ -19,6 +19,7 @@ from torch import Tensor
 from sam2model.configuration import RELEASED_SIZES, Sam2VideoConfig, released_config
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+BUNDLED = {"demo": Path(__file__).parent / "assets" / "demo"}  # names that need no download
 PICKLES = (".pt", ".pth", ".bin")
 
 
@@ -27,10 +28,15 @@ class CheckpointError(ValueError):
 
 
 def locate(source: str | Path, *, revision: str | None, token: str | None) -> Path:
-    """A local folder or weights file for a path or a hub id; downloads what is not cached."""
+    """A local folder or weights file for a path, a bundled name or a hub id.
+
+    Downloads what is not cached. A path that exists goes before a name of BUNDLED.
+    """
     path = Path(source)
     if path.exists():
         return path
+    if str(source) in BUNDLED:
+        return BUNDLED[str(source)]
     if path.suffix in (".safetensors", *PICKLES) or str(source).startswith((".", "/", "~")):
         raise CheckpointError(f"{source}: no such file or folder")
     return _download(str(source), revision, token)

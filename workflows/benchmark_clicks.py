@@ -9,9 +9,9 @@ from sam2model.engine import Engine
 from sam2model.refinement_memory import VideoMemory
 from sam2model.video import Video
 from workflows.benchmark_config import BenchConfig, Row
+from workflows.benchmark_inputs import bench_prompts, write_bench_video
 from workflows.benchmark_models import processor_for, random_model
 from workflows.benchmark_timing import Turns
-from workflows.demo_inputs import demo_prompts, write_demo_video
 
 CLICKS = 5
 NOTHING_KEPT = "click to mask, nothing kept"
@@ -26,8 +26,8 @@ def measure_clicks(config: BenchConfig) -> Iterator[Row]:
     turns = Turns(model.device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
-        write_demo_video(path, num_frames)
-        before = demo_prompts(path)
+        write_bench_video(path, num_frames)
+        before = bench_prompts(path)
         with Video(path, name=path.name) as video:
             memory = VideoMemory()
             turns.time("label all", _refine, engine, video, before, None, memory)

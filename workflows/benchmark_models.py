@@ -18,7 +18,7 @@ from sam2model import (
     Sam2VideoVideoProcessor,
     released_config,
 )
-from workflows.demo_inputs import small_config
+from workflows.benchmark_inputs import small_config
 
 FRAME_SIZE = (540, 960)  # rows, columns of the synthetic video
 

@@ -15,8 +15,8 @@ from sam2model.rle import encode_mask
 from sam2model.tracked_masks import FrameMasks, TrackedMask
 from sam2model.video import Video
 from workflows.benchmark_config import BenchConfig, Row
+from workflows.benchmark_inputs import bench_prompts, write_bench_video, write_random_checkpoint
 from workflows.config import LabelConfig, PipelineConfig, load_config
-from workflows.demo_inputs import demo_prompts, write_demo_video, write_random_checkpoint
 from workflows.label_engine import MaskEngine
 from workflows.label_run import label
 from workflows.manifest import write_manifest
@@ -75,7 +75,7 @@ def measure_pipeline(config: BenchConfig) -> Iterator[Row]:
     """Videos of one frame from a manifest to committed rows, starting Ray and the actor apart."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_demo_video(folder / "video.mp4", 1)
+        write_bench_video(folder / "video.mp4", 1)
         write_random_checkpoint(folder / "checkpoint")
         few_s, _ = _run(folder, "few", 1)
         wall_s, cpu_s = _run(folder, "many", config.pipeline_videos + 1)
@@ -100,7 +100,7 @@ def _run(folder: Path, name: str, videos: int) -> tuple[float, float]:
             "mask": None,
             "category": None,
         }
-        for prompt in demo_prompts(path)
+        for prompt in bench_prompts(path)
     ]
     row = {"video_uri": str(path), "prompts": prompts}
     write_manifest(

@@ -19,6 +19,7 @@ from sam2model.mask_ops import upsample_logits
 from sam2model.semantics import REFERENCE
 from sam2model.video import Video
 from workflows.benchmark_config import BenchConfig, Row
+from workflows.benchmark_inputs import bench_prompts, write_bench_video
 from workflows.benchmark_models import (
     processor_for,
     random_model,
@@ -26,7 +27,6 @@ from workflows.benchmark_models import (
     twin_of_transformers,
 )
 from workflows.benchmark_timing import Turns
-from workflows.demo_inputs import demo_prompts, write_demo_video
 
 ROUNDS = 3
 
@@ -39,8 +39,8 @@ def measure_videos(config: BenchConfig) -> Iterator[Row]:
     turns = Turns(ours.device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
-        write_demo_video(path, config.video_frames)
-        prompts = demo_prompts(path)
+        write_bench_video(path, config.video_frames)
+        prompts = bench_prompts(path)
         with ThreadPoolExecutor(config.videos) as pool:
 
             def all_at_once() -> int:

@@ -1,30 +1,19 @@
-"""What a first run needs and nobody has yet: a video, clicks, and a small model.
+"""What a first run needs and nobody has yet: a video and clicks. Knows no jobs and no models."""
 
-Knows nothing of jobs or datasets. The model's weights are random: it shows that everything runs,
-not that masks follow objects.
-"""
-
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
-from sam2model import (
-    Prompt,
-    Sam2VideoConfig,
-    Sam2VideoModel,
-    Sam2VideoProcessor,
-    Sam2VideoVideoProcessor,
-)
+from sam2model import Prompt
 from sam2model.video_writer import write_video
+from workflows.train_scenes import FIRST_STILL, MAX_OBJECTS, Clip, Labels, clip_of_seed
+from workflows.train_validation import innermost
 
-Picture = npt.NDArray[np.uint8]  # (H, W, 3)
-
-IMAGE_SIZE = 256
 HEIGHT, WIDTH, FPS = 240, 320, 12
+DRAWN_NAME = "shapes.mp4"
+DRAWN_SEED = 3_000_011  # of a scene that training never shows
+DRAWN_FRAMES = 36
+LEAST_AREA_PX = 200
 
 # One click on each of some objects in videos that people try SAM 2 on, source pixels, frame 0.
 KNOWN_CLICKS: dict[str, list[tuple[float, float]]] = {
@@ -35,81 +24,28 @@ KNOWN_CLICKS: dict[str, list[tuple[float, float]]] = {
 
 
 def demo_prompts(video: Path) -> list[Prompt]:
-    """A click on each known object of a video; of any other, on the two discs of ours."""
-    clicks = KNOWN_CLICKS.get(video.name, [_disc_centre(0, 0), _disc_centre(1, 0)])
+    """A click on each known object of a video; of any other, on the shapes of our own."""
+    clicks = KNOWN_CLICKS.get(video.name) or _clicks_on_shapes()
     return [Prompt(object_id, 0, (click,), (True,)) for object_id, click in enumerate(clicks, 1)]
 
 
-def write_demo_video(path: Path, num_frames: int = 36) -> None:
-    """A red and a blue disc that pass behind one another over a patterned ground."""
-    write_video(path, _pictures(num_frames), FPS)
+def write_demo_video(path: Path) -> None:
+    """Shapes that move and pass behind one another."""
+    write_video(path, iter(drawn_clip().frames), FPS)
 
 
-def write_random_checkpoint(folder: Path, seed: int = 0) -> None:
-    """A model of the SAM 2 family, small enough for a laptop, with random weights."""
-    torch.manual_seed(seed)
-    model = Sam2VideoModel(small_config())
-    with torch.no_grad():  # without training the score says nothing: let objects be present
-        model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(10.0)
-    model.save_pretrained(folder)
-    Sam2VideoProcessor(Sam2VideoVideoProcessor(IMAGE_SIZE)).save_pretrained(folder)
+def drawn_clip() -> Clip:
+    """The frames of our own video and the object of each of their pixels."""
+    times = [frame * 2 / 3 for frame in range(DRAWN_FRAMES)]
+    return clip_of_seed(DRAWN_SEED, times, HEIGHT, WIDTH)
 
 
-def small_config() -> Sam2VideoConfig:
-    """Four million parameters at 256 px."""
-    grid = IMAGE_SIZE // 16
-    widths = [32, 64, 128, 256]
-    backbone: dict[str, Any] = {
-        "image_size": [IMAGE_SIZE, IMAGE_SIZE],
-        "hidden_size": widths[0],
-        "embed_dim_per_stage": widths,
-        "blocks_per_stage": [1, 2, 3, 1],
-        "num_attention_heads_per_stage": [1, 2, 4, 8],
-        "window_size_per_stage": [8, 4, 8, 4],
-        "global_attention_blocks": [5],
-    }
-    hidden = 128
-    return Sam2VideoConfig.from_dict(
-        {
-            "image_size": IMAGE_SIZE,
-            "vision_config": {
-                "backbone_config": backbone,
-                "backbone_channel_list": widths[::-1],
-                "backbone_feature_sizes": [[grid * s, grid * s] for s in (4, 2, 1)],
-                "fpn_hidden_size": hidden,
-            },
-            "prompt_encoder_config": {"hidden_size": hidden, "image_size": IMAGE_SIZE},
-            "mask_decoder_config": {
-                "hidden_size": hidden,
-                "mlp_dim": 4 * hidden,
-                "iou_head_hidden_dim": hidden,
-            },
-            "memory_attention_hidden_size": hidden,
-            "memory_attention_num_layers": 2,
-            "memory_attention_feed_forward_hidden_size": 4 * hidden,
-            "memory_attention_rope_feat_sizes": [grid, grid],
-            "memory_encoder_hidden_size": hidden,
-            "mask_downsampler_embed_dim": hidden,
-            "memory_fuser_embed_dim": hidden,
-            "memory_fuser_intermediate_dim": 2 * hidden,
-        }
-    )
+def _clicks_on_shapes() -> list[tuple[float, float]]:
+    first = clip_of_seed(DRAWN_SEED, [0.0], HEIGHT, WIDTH).labels[0]
+    return [innermost(first == number) for number in drawn_objects(first)]
 
 
-def _pictures(num_frames: int) -> Iterator[Picture]:
-    rng = np.random.default_rng(0)
-    tiles = rng.integers(60, 120, (HEIGHT // 16, WIDTH // 16, 3), dtype=np.uint8)
-    ground = np.kron(tiles, np.ones((16, 16, 1), dtype=np.uint8))
-    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
-    for frame_index in range(num_frames):
-        picture = ground.copy()
-        for disc, colour in ((1, (40, 90, 230)), (0, (230, 50, 40))):
-            x, y = _disc_centre(disc, frame_index)
-            picture[(columns - x) ** 2 + (rows - y) ** 2 < 34**2] = colour
-        yield picture
-
-
-def _disc_centre(disc: int, frame_index: int) -> tuple[float, float]:
-    """Centre in pixels, x then y; the first disc goes right, the second left."""
-    travelled = 6.0 * frame_index
-    return (60 + travelled, 100.0) if disc == 0 else (260 - travelled, 135.0)
+def drawn_objects(first: Labels) -> list[int]:
+    """Ids of the moving things of a first frame (H, W) that are large enough to click on."""
+    areas = np.bincount(first.ravel(), minlength=FIRST_STILL)
+    return [number for number in range(1, MAX_OBJECTS + 1) if areas[number] >= LEAST_AREA_PX]
