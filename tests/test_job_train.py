@@ -74,7 +74,8 @@ def test_a_model_learns_from_corrections_what_it_did_not_know(
     whole = {1: {t: square_mask(t) for t in range(num_frames)}}
     label(root, {"square": whole}, video_uri=str(video))
     relabel(root, "square", objects, review=Review.ACCEPTED)
-    frames = np.stack([frame.rgb for frame in Video(video, name="square").frames()])
+    with Video(video, name="square") as opened:
+        frames = np.stack([frame.rgb for frame in opened.frames()])
     labels = np.stack([objects[1][t] for t in range(num_frames)]).astype(np.uint8)
     clip = Clip(frames, labels, tuple(map(float, range(num_frames))))
 
@@ -94,6 +95,7 @@ def test_a_model_learns_from_corrections_what_it_did_not_know(
         *(f"output={tmp_path / 'run'}", "start.checkpoint=demo", f"phases={phase}"),
         f"data.sources=[{{kind: dataset, dataset: {root}, clips: 12}}]",
         *(f"data.spool={tmp_path}", "optimiser.average=0.9", "final_videos=0"),
+        *("losses={focal: 5.0, dice: 5.0, focal_alpha: 0.6}", "validation_steps=1000"),
     ]
     assert main([word for override in overrides for word in ("--set", override)]) == 0
 
