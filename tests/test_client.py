@@ -178,12 +178,11 @@ def scripted(answers: list[tuple[int, dict[str, str], bytes]]) -> Iterator[tuple
                 self.close_connection = True
                 return
             self.send_response(status)
-            length = {"content-length": str(len(body))}
-            for name, value in {**length, **headers}.items():
-                self.send_header(name, value)
+            framing = {"content-length": str(len(body)), "connection": "close"}
+            for name, value in {**framing, **headers}.items():
+                self.send_header(name, value)  # `connection: close` hangs up behind the answer
             self.end_headers()
             self.wfile.write(body)
-            self.close_connection = True
 
         do_POST = do_GET
 

@@ -119,6 +119,8 @@ def commands() -> list[list[str]]:
 
 def test_every_option_of_a_command_is_one_that_it_has(capsys: pytest.CaptureFixture[str]) -> None:
     for name, *words in commands():
+        if name == "submit":  # refine --requests …: the options are that command's own
+            name, *words = words
         options = {word for word in words if word.startswith("--")}
         with pytest.raises(SystemExit):
             nested = [word for word in words[:1] if word in ("build", "check")]

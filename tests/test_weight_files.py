@@ -23,6 +23,7 @@ from sam2model.checkpoint import read_checkpoint
 
 SCRIPT = [TWO_CLICKED, Run(0), Add(0, [3], boxes=[(20, 10, 60, 50)]), Run(0), Propagate()]
 FRAMES = synthetic_frames(4)
+ROUNDING = 1e-5  # kernels add up in another order where the same weights lie otherwise in memory
 # Millions of parameters of the released models, as their authors count them.
 RELEASED = {"tiny": 39.0, "small": 46.1, "base-plus": 80.9, "large": 224.4}
 
@@ -33,12 +34,16 @@ def model() -> sam2model.Sam2VideoModel:
 
 
 def assert_same_masks(a: sam2model.Sam2VideoModel, b: sam2model.Sam2VideoModel) -> None:
-    """The two models say exactly the same of one video.
-
-    PyTorch's convolutions round otherwise for weights that may be trained, so none may here.
-    """
+    """The two models have the same weights and say the same of one video."""
+    assert_same_weights(a, b)
     said = [our_side(m.requires_grad_(False), FRAMES).play(SCRIPT) for m in (a, b)]
-    assert largest_error(*said) == 0
+    assert largest_error(*said) < ROUNDING
+
+
+def assert_same_weights(a: torch.nn.Module, b: torch.nn.Module) -> None:
+    ours, theirs = a.state_dict(), b.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
 def test_a_folder_that_we_save_loads_in_transformers_with_the_same_logits(
@@ -49,8 +54,10 @@ def test_a_folder_that_we_save_loads_in_transformers_with_the_same_logits(
     loaded, info = Sam2VideoModel.from_pretrained(tmp_path, output_loading_info=True)
 
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    before = hf_side(small_hf_model(), FRAMES).play(SCRIPT)
-    assert largest_error(hf_side(loaded.eval(), FRAMES).play(SCRIPT), before) == 0
+    saved = small_hf_model()
+    assert_same_weights(loaded, saved)
+    before = hf_side(saved, FRAMES).play(SCRIPT)
+    assert largest_error(hf_side(loaded.eval(), FRAMES).play(SCRIPT), before) < ROUNDING
 
 
 @pytest.mark.parametrize("shard_size", ["5GB", "1MB"])
