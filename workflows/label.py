@@ -5,6 +5,7 @@ and all that is set against it stands here. Knows nothing of datasets or of what
 a task does not come home.
 """
 
+import gc
 import logging
 import warnings
 from collections.abc import Generator, Iterable, Iterator
@@ -72,6 +73,21 @@ def label_tasks(
     pieces: tables of TASK_SCHEMA, `task` and `revision`, the first to be begun first. board: an
     actor made of RunBoard. Closing the iterator ends the pool.
     """
+    try:
+        yield from _homes(job, open_engine, pieces, num_tasks, board)
+    finally:
+        # Errors of lost tasks refer in a circle to the pool, whose actors hold their processors and
+        # GPUs until that is collected: the next pool would wait for them.
+        gc.collect()
+
+
+def _homes(
+    job: LabellingJob,
+    open_engine: EngineFactory,
+    pieces: Iterable[pa.Table],
+    num_tasks: int,
+    board: Any,
+) -> Iterator[Home]:
     quieten()
     # In the object store, which spills to disk: the driver holds none of them.
     refs = [ray.put(piece) for piece in pieces]

@@ -178,6 +178,12 @@ class LabelRun:
 
     def _label(self) -> None:
         self._board = ray.remote(RunBoard).options(num_cpus=0, max_restarts=-1).remote()
+        try:
+            self._label_in_passes()
+        finally:
+            ray.kill(self._board)
+
+    def _label_in_passes(self) -> None:
         self._revisions = self._next_revisions()
         slots = self._job.config.compute.slots_per_actor
         passes = [self._job, self._job.alone(max(slots // 4, 1)), self._job.alone(1)]
