@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workflows.train_clips import ClipSource
-from workflows.train_scenes import Clip
+from workflows.train_scenes import FIRST_STILL, Clip
 from workflows.train_unroll import BOX, CLICK, MASK, ClipBatch
 
 ABSENCE_TRIES = 8  # clips looked through for one in which an object goes out of sight
@@ -27,7 +27,8 @@ class BatchShape:
     a box and a mask; min_area_px: of an object on its first frame; size: model pixels a side;
     cell_px: pixels of one cell of the mask logits; vary: whether pictures are cut, mirrored and
     recoloured; box_jitter: of its sides, that a box is off; absence: chance that a clip is looked
-    for in which an object goes out of sight.
+    for in which an object goes out of sight; still: chance of each thing that lies on the ground to
+    be among those that are chosen from; prompts_each: prompts of its own that each object gets.
     """
 
     clips: int
@@ -40,6 +41,8 @@ class BatchShape:
     vary: bool = True
     box_jitter: float = 0.1
     absence: float = 0.0
+    still: float = 1.0
+    prompts_each: int = 1
 
 
 def make_batch(source: ClipSource, shape: BatchShape, seed: int, step: int) -> ClipBatch:
@@ -124,9 +127,11 @@ def _follow(
     first = labels[0].numpy()
     areas = np.bincount(first.ravel(), minlength=256)
     ids = [i for i in range(1, 256) if areas[i] >= shape.min_area_px]
+    if shape.still < 1:
+        ids = [i for i in ids if i < FIRST_STILL or rng.random() < shape.still]
     if not ids:
         return None
-    chosen = rng.permutation(ids)[: shape.objects]
+    chosen = np.tile(rng.permutation(ids), shape.prompts_each)[: shape.objects]
     masks = labels[None] == torch.from_numpy(chosen)[:, None, None, None]
     clicks = np.stack([_point_in(masks[n, 0].numpy(), rng) for n in range(len(chosen))])
     boxes = np.stack(

@@ -96,6 +96,9 @@ class PhaseConfig:
     truth_in_memory: Share = 0.0
     true_scores: Share = 0.0
     absence: Share = 0.0
+    still: Share = 1.0
+    prompts_each: AtLeast1 = 1
+    box_jitter: Share = 0.1
     losses: LossWeights | None = None
 
     def __post_init__(self) -> None:

@@ -92,7 +92,10 @@ def batch_shape(config: TrainConfig, phase: PhaseConfig, network: Sam2Network) -
         min_area_px=config.data.min_area_px,
         size=size,
         cell_px=size // network.config.mask_size[0],
+        box_jitter=phase.box_jitter,
         absence=phase.absence,
+        still=phase.still,
+        prompts_each=phase.prompts_each,
     )
 
 
