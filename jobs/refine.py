@@ -127,16 +127,15 @@ def _refine_here(config: "RefineConfig", options: argparse.Namespace) -> Result:
     from contextlib import closing
     from dataclasses import asdict
 
-    from sam2model.engine import EngineOptions
+    from workflows.label_engine import options_of
     from workflows.refine_sessions import RefineSessions, SessionOptions
     from workflows.refine_types import RefinedFrame, RefinementResult
 
-    compute = config.compute
     sessions = RefineSessions.of_model(
         config.dataset,
         config.model,
         config.storage,
-        EngineOptions(slots=compute.slots_per_actor, frame_batch=compute.frame_batch),
+        options_of(config.compute),
         config.limits,
         SessionOptions(videos=1, warm_frames=0),
     )

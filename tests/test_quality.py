@@ -200,6 +200,18 @@ def test_masks_without_scores_can_be_judged_too() -> None:
     assert assess(MASKS_SCHEMA.empty_table()) == {}
 
 
+def test_objects_that_did_not_change_are_not_judged_again_and_count_for_those_that_did(
+    drawn: list[DrawnVideo],
+) -> None:
+    for video in drawn[:10]:
+        everything = assess(video.masks)
+        for object_id, quality in everything.items():
+            assert assess(video.masks, object_ids=[object_id]) == {object_id: quality}
+    masks = [square(20 + t) for t in range(FRAMES)]
+    both = pa.concat_tables([rows(1, masks), rows(2, masks)])
+    assert assess(both, object_ids=[1])[1].doubt > assess(rows(1, masks))[1].doubt
+
+
 # The queue.
 
 

@@ -25,6 +25,7 @@ from refining import (
     withdrawal,
 )
 
+from jobs import compact
 from sam2model.prompts import PromptError
 from workflows.query import Dataset
 from workflows.refine_sessions import RefineSessions
@@ -361,6 +362,30 @@ def test_a_stale_draft_says_so_and_is_not_committed(opened: RefineSessions, fold
         opened.commit_draft("v", draft_id)
     assert labels(folder) == before
     assert len(opened.drafts("v")) == 1, "its author may still want to look at it"
+
+
+def test_compacting_deletes_drafts_that_are_old_and_can_no_longer_be_committed(
+    opened: RefineSessions, folder: Path
+) -> None:
+    ids = {}
+    for object_id, age in ((1, "old"), (1, "new"), (2, "old")):
+        place = click(object_id, CORRECTED, 30.0)
+        draft_id = refine(opened, request(1, place, draft=True)).draft_id
+        assert draft_id is not None
+        ids[object_id, age] = aged(folder, draft_id) if age == "old" else draft_id
+    refine(opened, request(1, click(1, 9, 30.0), author="bob"))
+    assert compact.main(["--dataset", str(folder / "labels")]) == 0
+    kept = {draft.draft_id for draft in opened.drafts("v")}
+    assert kept == {ids[1, "new"], ids[2, "old"]}, "object 2 is as it was"
+    assert opened.commit_draft("v", ids[2, "old"]).revision == 3
+
+
+def aged(folder: Path, draft_id: str) -> str:
+    """The same draft as if it had been made years ago."""
+    (path,) = (folder / "labels/_drafts").rglob(f"{draft_id}.parquet")
+    older = f"2020{draft_id[4:]}"
+    path.rename(path.with_name(f"{older}.parquet"))
+    return older
 
 
 @pytest.mark.parametrize("way", ["asked", "closed"])

@@ -21,7 +21,7 @@ from jobs._cli import job_parser
 from workflows.config import RefineConfig, load_config
 from workflows.finished import FinishedVideos
 from workflows.key_index import KeyIndex
-from workflows.label_engine import open_engine
+from workflows.label_engine import open_engine, options_of
 from workflows.query import Dataset
 from workflows.refine_requests import (
     RefinePlan,
@@ -33,6 +33,7 @@ from workflows.results import DatasetWriter
 from workflows.rows import Status, VideoOutcome
 from workflows.service_config import serve_config
 from workflows.service_jobs import RefineJobs
+from workflows.service_parts import engine_options
 from workflows.storage import Storage
 from workflows.video_refiner import RefiningJob
 
@@ -332,7 +333,10 @@ def test_requests_without_a_dataset_make_none(
 def test_the_service_submits_what_this_job_understands() -> None:
     model = {"checkpoint": "m.safetensors", "dtype": "float32"}
     models = {"gpus": 0.0, "cpus": 2.0}
-    served = serve_config({"dataset": "s3://b/set", "model": model, "models": models})
+    engine = {"slots": 3, "cuda_graphs": False, "compile_encoder": True}
+    served = serve_config(
+        {"dataset": "s3://b/set", "model": model, "models": models, "engine": engine}
+    )
     parser = job_parser("refine", "")
     refine_job.add_options(parser)
     words = RefineJobs(served).words("s3://b/r.parquet")
@@ -344,6 +348,7 @@ def test_the_service_submits_what_this_job_understands() -> None:
     )
     assert (config.model, config.limits) == (served.model, served.limits)
     assert (config.compute.gpus_per_actor, config.compute.cpus_per_actor) == (0.0, 2.0)
+    assert engine_options(served.engine) == options_of(config.compute)
 
 
 def test_the_configuration_travels_without_its_folder(folder: Path, checkpoint: Path) -> None:

@@ -19,7 +19,7 @@ from sam2model.semantics import semantics_named
 from sam2model.tracked_masks import FrameMasks
 from sam2model.video import Video
 from workflows.checkpoints import Checkpoint, local_checkpoint
-from workflows.config import ModelConfig, PipelineConfig
+from workflows.config import ComputeConfig, ModelConfig, PipelineConfig
 from workflows.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -80,15 +80,18 @@ def open_engine(config: PipelineConfig, weights_sha256: str | None = None) -> En
     """
     if torch.cuda.is_available() and config.compute.gpus_per_actor >= 1:
         wait_for_free_device(torch.cuda.mem_get_info)
-    compute = config.compute
-    options = EngineOptions(
+    checkpoint = local_checkpoint(config.model.checkpoint, Storage(config.storage), weights_sha256)
+    return engine_of(config.model, checkpoint, options_of(config.compute))
+
+
+def options_of(compute: ComputeConfig) -> EngineOptions:
+    """What a configuration says of one actor's engine."""
+    return EngineOptions(
         slots=compute.slots_per_actor,
         frame_batch=compute.frame_batch,
         graphs=compute.cuda_graphs,
         compile_encoder=compute.compile_encoder,
     )
-    checkpoint = local_checkpoint(config.model.checkpoint, Storage(config.storage), weights_sha256)
-    return engine_of(config.model, checkpoint, options)
 
 
 def engine_of(wanted: ModelConfig, checkpoint: Checkpoint, options: EngineOptions) -> Engine:

@@ -6,7 +6,7 @@ tests/fit_quality.py on drawn videos with planted failures; docs/quality.md says
 on others, and what that does not show.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -66,13 +66,17 @@ class Quality:
 
 
 def assess(
-    masks: pa.Table, disagreement: Mapping[tuple[int, int], float] | None = None
+    masks: pa.Table,
+    disagreement: Mapping[tuple[int, int], float] | None = None,
+    object_ids: Collection[int] | None = None,
 ) -> dict[int, Quality]:
-    """The quality of every object of one video; masks: MASKS_SCHEMA, every frame of each object.
+    """The quality of objects of one video; masks: MASKS_SCHEMA, every frame of each object.
 
     disagreement: (object, frame) → 1 − IoU with tracking backwards, as `quality_backward` finds it.
+    object_ids: those to be assessed, all by default; masks has the others too, for what they hide.
     """
-    return {signals.object_id: judge(signals) for signals in measure(masks, disagreement)}
+    found = measure(masks, disagreement, object_ids)
+    return {signals.object_id: judge(signals) for signals in found}
 
 
 def with_quality(
@@ -80,8 +84,12 @@ def with_quality(
     masks: pa.Table,
     disagreement: Mapping[tuple[int, int], float] | None = None,
 ) -> tuple[Track, ...]:
-    """The tracks with doubt and flags; those without masks here stay as they are."""
-    found = assess(masks, disagreement)
+    """The tracks with doubt and flags; those without masks here stay as they are.
+
+    masks: of all objects of the video, also of those whose tracks are not given.
+    """
+    tracks = tuple(tracks)
+    found = assess(masks, disagreement, [track.object_id for track in tracks])
     return tuple(
         replace(track, doubt=found[track.object_id].doubt, flags=found[track.object_id].flags)
         if track.object_id in found

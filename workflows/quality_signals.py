@@ -5,7 +5,7 @@ compares a frame with the few before it in the order of tracking, so frames befo
 are read backwards. A prompted frame has none, and nothing is compared across it: a person vouches.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +39,7 @@ LARGEST = 3.0  # of any signal: beyond, more says no more
 EXCUSED = 0.75  # of what shrinks, moves or goes where another object may hide it, or at the edge
 HIDING_SHARE = 0.3  # of its box that others' boxes must cover to hide an object
 BOXES_ALIKE = 0.3  # IoU of boxes below which masks are not compared: they share little
+PAIRS_AT_ONCE = 2**16  # of boxes, compared in one go: some 20 MB
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,11 +52,14 @@ class TrackSignals:
 
 
 def measure(
-    masks: pa.Table, disagreement: Mapping[tuple[int, int], float] | None = None
+    masks: pa.Table,
+    disagreement: Mapping[tuple[int, int], float] | None = None,
+    object_ids: Collection[int] | None = None,
 ) -> list[TrackSignals]:
-    """The signals of every object of one video, by object; masks: MASKS_SCHEMA, any order.
+    """The signals of objects of one video, by object; masks: MASKS_SCHEMA, any order, of all.
 
-    disagreement: (object, frame) → 1 − IoU of both directions, where known.
+    disagreement: (object, frame) → 1 − IoU of both directions, where known. object_ids: those to be
+    measured, all by default; the others only stand in their way.
     """
     if not len(masks):
         return []
@@ -64,11 +68,17 @@ def measure(
     columns |= {name: _floats(rows, name) for name in ("object_score", "iou_pred", "stability")}
     columns["is_prompt"] = rows["is_prompt"].fill_null(False).to_numpy()
     columns["box"] = _boxes(rows)
-    columns["overlap"], columns["blame"], columns["hidden"] = _others(rows, columns)
-    size_px = _size(rows)
     ids, starts = np.unique(columns["object_id"], return_index=True)
+    wanted = np.ones(len(ids), bool) if object_ids is None else np.isin(ids, list(object_ids))
+    if not wanted.any():
+        return []
+    columns["overlap"], columns["blame"], columns["hidden"] = _others(rows, columns, wanted)
+    size_px = _size(rows)
+    ends = np.append(starts[1:], len(rows))
     tracks = []
-    for object_id, start, end in zip(ids.tolist(), starts, [*starts[1:], len(rows)], strict=True):
+    for object_id, start, end in zip(
+        ids[wanted].tolist(), starts[wanted], ends[wanted], strict=True
+    ):
         track = {name: values[start:end] for name, values in columns.items()}
         known = {t: d for (o, t), d in (disagreement or {}).items() if o == object_id}
         tracks.append(
@@ -182,32 +192,32 @@ def _median_before(values: FloatArray, stretch: IntArray) -> FloatArray:
 
 
 def _others(
-    rows: pa.Table, columns: Mapping[str, npt.NDArray[np.generic]]
+    rows: pa.Table, columns: Mapping[str, npt.NDArray[np.generic]], wanted: BoolArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """What the other objects on its frame mean for each row.
+    """What the other objects on its frame mean for each row of a wanted object; else 0.
 
     The most that one's mask shares with it, of the smaller of both; how much of their both's change
     since the frame before is its own, in [0, 1]; and the most that one's box covers of its own, as
-    it is or was just now.
+    it is or was just now. wanted: by object, in the order of their ids.
     """
     shares, hidden, blame = np.zeros(len(rows)), np.zeros(len(rows)), np.zeros(len(rows))
     box, area = columns["box"].astype(np.float64), columns["area_px"].astype(np.int64)
     near = _boxes_nearby(box, columns["object_id"].astype(np.int64))
     change = 1 - _box_iou(box, near[:, 0])
-    order = np.argsort(columns["frame_index"], kind="stable")
-    starts = np.flatnonzero(np.diff(columns["frame_index"][order], prepend=-1))
-    counts = rows["counts"]
-    for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
-        every = order[start:end]
-        present = every[area[every] > 0]
-        if len(every) < 2 or not len(present):
-            continue
-        own, other = near[every], box[present]
-        cover = _common_px(own[:, :, None], other[None, None]) / _size_px(own)[:, :, None]
-        cover = np.where(every[:, None, None] == present, 0, np.nan_to_num(cover))
-        hidden[every] = cover.max(axis=(1, 2))
-        for i, j in _alike(other):
-            a, b = int(present[i]), int(present[j])
+    counts = rows["counts"].combine_chunks()
+    table = _rows_by_place(columns)
+    own = np.flatnonzero(wanted)
+    at_once = max(PAIRS_AT_ONCE // (len(own) * table.shape[1]), 1)
+    for start in range(0, len(table), at_once):
+        place = table[start : start + at_once]
+        all_boxes, own_boxes = _taken(box, place), _taken(near, place[:, own])
+        cover = _common_px(own_boxes[:, :, None], all_boxes[:, None, :, None])
+        cover = np.nan_to_num(cover / _size_px(own_boxes)[:, :, None])
+        cover[:, np.arange(len(own)), own] = 0
+        is_there = place[:, own] >= 0
+        hidden[place[:, own][is_there]] = cover.max(axis=(2, 3))[is_there]
+        for t, i, j in _alike(all_boxes, own):
+            a, b = int(place[t, i]), int(place[t, j])
             both = rle.intersection_px(counts[a].as_py(), counts[b].as_py())
             share, changed = both / min(area[a], area[b]), change[a] + change[b]
             for one in (a, b):
@@ -215,6 +225,22 @@ def _others(
                     shares[one] = share
                     blame[one] = change[one] / changed if changed else 0.5
     return shares, blame, hidden
+
+
+def _rows_by_place(columns: Mapping[str, npt.NDArray[np.generic]]) -> IntArray:
+    """(T, O): the row of each frame and object, both in order; -1 where there is none."""
+    objects, of_object = np.unique(columns["object_id"], return_inverse=True)
+    frames, of_frame = np.unique(columns["frame_index"], return_inverse=True)
+    table = np.full((len(frames), len(objects)), -1)
+    table[of_frame, of_object] = np.arange(len(of_frame))
+    return table
+
+
+def _taken(values: FloatArray, place: IntArray) -> FloatArray:
+    """(*place.shape, …): values of rows, NaN where there is none."""
+    taken = values[place]
+    taken[place < 0] = np.nan
+    return taken
 
 
 def _boxes_nearby(box: FloatArray, object_id: IntArray) -> FloatArray:
@@ -227,11 +253,17 @@ def _boxes_nearby(box: FloatArray, object_id: IntArray) -> FloatArray:
     return near
 
 
-def _alike(box: FloatArray) -> npt.NDArray[np.intp]:
-    """(P, 2): pairs of boxes with much in common."""
-    both, size = _common_px(box[:, None], box[None]), _size_px(box)
-    alike = both > BOXES_ALIKE * (size[:, None] + size[None, :] - both)
-    return np.argwhere(np.triu(alike, 1))
+def _alike(box: FloatArray, own: IntArray) -> list[list[int]]:
+    """[t, i, j]: pairs of objects, one of them among `own`, whose boxes have much in common.
+
+    box: (T, O, 4). In the order of frames and objects, i < j.
+    """
+    both, size = _common_px(box[:, own, None], box[:, None]), _size_px(box)
+    alike = both > BOXES_ALIKE * (size[:, own, None] + size[:, None] - both)
+    t, i, j = np.nonzero(alike)
+    pairs = np.stack([t, np.minimum(own[i], j), np.maximum(own[i], j)], axis=1)
+    found: list[list[int]] = np.unique(pairs[own[i] != j], axis=0).tolist()
+    return found
 
 
 def _common_px(a: FloatArray, b: FloatArray) -> FloatArray:

@@ -9,14 +9,15 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 
 from workflows.data_files import encode_parquet, read_files, read_footer, sorted_rows
 from workflows.prompt_rows import PromptRow
+from workflows.query import Dataset
 from workflows.refine import Labels
 from workflows.refine_types import DraftNotFound
 from workflows.rows import MASKS_SCHEMA, Track, tracks_from_table, tracks_to_table
@@ -39,6 +40,10 @@ class KeptDraft:
     created_at: datetime
     prompts: tuple[PromptRow, ...]
     tracks: tuple[Track, ...]
+
+    def is_stale(self, newest: Mapping[int, int]) -> bool:
+        """Whether one of its objects has a newer revision. newest: object → revision."""
+        return any(newest.get(track.object_id, 0) > self.base_revision for track in self.tracks)
 
 
 class DraftStore:
@@ -89,19 +94,9 @@ class DraftStore:
         if not ID.fullmatch(draft_id):
             raise DraftNotFound(f"{video_id}: no draft {draft_id!r}")
         try:
-            footer = read_footer(self._storage, self._folder, _path(video_id, draft_id))
+            return self._read(_path(video_id, draft_id))
         except NotFound as e:
             raise DraftNotFound(f"{video_id}: no draft {draft_id!r}") from e
-        about = json.loads(footer[ABOUT_KEY])
-        return KeptDraft(
-            draft_id=draft_id,
-            video_id=about["video_id"],
-            base_revision=about["base_revision"],
-            author=about["author"],
-            created_at=datetime.fromisoformat(about["created_at"]),
-            prompts=tuple(about["prompts"]),
-            tracks=_decode(footer[TRACKS_KEY]),
-        )
 
     def labels(self, draft: KeptDraft) -> Labels:
         """What a draft would commit. Raises DraftNotFound."""
@@ -116,6 +111,51 @@ class DraftStore:
         """Delete a draft; one that is gone is as good."""
         if ID.fullmatch(draft_id):
             self._storage.delete(join_uri(self._folder, _path(video_id, draft_id)))
+
+    def discard_stale(self, dataset: Dataset, older_than: timedelta) -> int:
+        """Delete drafts that can no longer be committed and are so old; how many.
+
+        What still can be is somebody's work, however old.
+        """
+        before = datetime.now(UTC) - older_than
+        deleted = 0
+        for entry in self._storage.list(self._folder):
+            folder, _, name = entry.uri.rpartition("/")
+            draft_id = name.removesuffix(".parquet")
+            if not ID.fullmatch(draft_id) or _made_at(draft_id) > before:
+                continue
+            try:
+                kept = self._read(f"{folder.rpartition('/')[2]}/{name}")
+            except NotFound:  # committed or discarded since it was listed
+                continue
+            if kept.is_stale(newest_revisions(dataset, kept.video_id)):
+                self._storage.delete(entry.uri)
+                deleted += 1
+        return deleted
+
+    def _read(self, path: str) -> KeptDraft:
+        """Raises NotFound."""
+        footer = read_footer(self._storage, self._folder, path)
+        about = json.loads(footer[ABOUT_KEY])
+        return KeptDraft(
+            draft_id=path.rpartition("/")[2].removesuffix(".parquet"),
+            video_id=about["video_id"],
+            base_revision=about["base_revision"],
+            author=about["author"],
+            created_at=datetime.fromisoformat(about["created_at"]),
+            prompts=tuple(about["prompts"]),
+            tracks=_decode(footer[TRACKS_KEY]),
+        )
+
+
+def newest_revisions(dataset: Dataset, video_id: str) -> dict[int, int]:
+    """Object → its newest revision; removed objects have one too."""
+    rows = dataset.tracks([video_id], with_removed=True).select(["object_id", "revision"])
+    return {row["object_id"]: row["revision"] or 0 for row in rows.to_pylist()}
+
+
+def _made_at(draft_id: str) -> datetime:
+    return datetime.strptime(draft_id[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
 
 
 def _video_folder(video_id: str) -> str:

@@ -44,7 +44,7 @@ from workflows.refine import (
     seen_key,
     warm_up,
 )
-from workflows.refine_drafts import DraftStore, KeptDraft
+from workflows.refine_drafts import DraftStore, KeptDraft, newest_revisions
 from workflows.refine_history import history, restored_tracks
 from workflows.refine_plan import RefinementPlan, plan_refinement
 from workflows.refine_types import (
@@ -279,11 +279,7 @@ class RefineSessions:
         return history(self._newest(), video_id)
 
     def drafts(self, video_id: str, author: str | None = None) -> tuple[Draft, ...]:
-        dataset = self._newest()
-        newest = {
-            track.object_id: track.revision or 0
-            for track in tracks_from_table(dataset.tracks([video_id], with_removed=True))
-        }
+        newest = newest_revisions(self._newest(), video_id)
         return tuple(
             Draft(
                 draft_id=kept.draft_id,
@@ -293,7 +289,7 @@ class RefineSessions:
                 created_at=kept.created_at,
                 objects=refined_objects(kept.tracks, {}),
                 prompts=kept.prompts,
-                is_stale=any(newest.get(t.object_id, 0) > kept.base_revision for t in kept.tracks),
+                is_stale=kept.is_stale(newest),
             )
             for kept in self._drafts.of_video(video_id)
             if author is None or kept.author == author

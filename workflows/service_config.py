@@ -59,6 +59,8 @@ class EngineConfig:
 
     slots: AtLeast1 = 32
     frame_batch: Annotated[int, Field(ge=1, le=63)] = 4
+    cuda_graphs: bool = True
+    compile_encoder: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,8 @@ class RefineJobs:
             "cpus_per_actor": models.cpus,
             "slots_per_actor": engine.slots,
             "frame_batch": engine.frame_batch,
+            "cuda_graphs": engine.cuda_graphs,
+            "compile_encoder": engine.compile_encoder,
         }
         return ("refine", "--requests", requests, *settings({**shared, "compute": compute}))
 

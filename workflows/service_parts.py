@@ -14,7 +14,7 @@ from sam2model.tracked_masks import FrameMasks
 from workflows.refine import Maker
 from workflows.refine_sessions import RefineSessions, SessionOptions
 from workflows.refine_types import Refinements
-from workflows.service_config import ServeConfig
+from workflows.service_config import EngineConfig, ServeConfig
 from workflows.service_videos import VideoList
 from workflows.storage import Storage
 
@@ -49,7 +49,7 @@ class DatasetParts:
             config.dataset,
             config.model,
             config.storage,
-            EngineOptions(slots=config.engine.slots, frame_batch=config.engine.frame_batch),
+            engine_options(config.engine),
             config.limits,
             SessionOptions(
                 videos=kept.videos,
@@ -66,3 +66,12 @@ class DatasetParts:
 
     def videos(self, config: ServeConfig, refinements: Refinements) -> VideoList:
         return VideoList(config.dataset, Storage(config.storage))
+
+
+def engine_options(engine: EngineConfig) -> EngineOptions:
+    return EngineOptions(
+        slots=engine.slots,
+        frame_batch=engine.frame_batch,
+        graphs=engine.cuda_graphs,
+        compile_encoder=engine.compile_encoder,
+    )
