@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export RAY_DATA_DISABLE_PROGRESS_BARS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo browser test test-slow test-gpu check bench parity clean
+.PHONY: demo browser test test-slow test-gpu check bench bench-gpu parity clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -48,6 +48,10 @@ check: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/maskmill bench
+
+# META: a checkout of github.com/facebookresearch/sam2, to measure that too.
+bench-gpu: $(VENV)/.installed
+	$(BIN)/maskmill bench --config configs/bench-gpu.yaml $(if $(META),--set meta=$(META) --set meta_compiled=true)
 
 parity: $(VENV)/.installed
 	$(BIN)/python tests/scenarios.py

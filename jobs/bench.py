@@ -17,6 +17,7 @@ from jobs._cli import Result, job_parser, run
 from workflows.benchmark import SUITES
 from workflows.benchmark_config import BenchConfig, Row, SuiteName
 from workflows.benchmark_machine import machine
+from workflows.benchmark_page import page_of
 from workflows.config import load_config, to_tree
 
 
@@ -33,10 +34,14 @@ def bench(options: argparse.Namespace) -> Result:
         torch.set_num_threads(config.threads)
     facts = machine(config)
     print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
-    tables: dict[str, list[Row]] = {name: _print_table(name, config) for name in config.suites}
+    tables: dict[SuiteName, list[Row]] = {
+        name: _print_table(name, config) for name in config.suites
+    }
     path = folder / f"bench-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    result = {"machine": facts, "config": to_tree(config), **tables}
+    result: dict[str, object] = {"machine": facts, "config": to_tree(config)}
+    result.update(tables.items())
     path.write_text(json.dumps(result, indent=2) + "\n")
+    path.with_suffix(".md").write_text(page_of(facts, config, tables))
     return Result(result | {"kept_in": str(path)})
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,6 +21,7 @@ from workflows.benchmark_config import BenchConfig, Row, SuiteName
 from workflows.benchmark_meta import MetaPredictor, names_to_meta
 from workflows.benchmark_models import lowest_iou, random_model
 from workflows.benchmark_objects import operations
+from workflows.benchmark_page import page_of
 from workflows.benchmark_rle import masks
 from workflows.benchmark_timing import Turns
 from workflows.config import ConfigError, load_config, to_tree
@@ -115,10 +118,10 @@ def test_stages_add_up_to_a_frame() -> None:
 
 
 def test_videos_are_counted_on_both_sides() -> None:
-    (row,) = rows_of("videos")
+    (row,) = rows_of("videos", objects=(2, 1))
 
     assert (row["videos"], row["frames"], row["objects"]) == (2, 6, 2)
-    assert float(row["ratio"]) == pytest.approx(
+    assert float(row["transformers_ratio"]) == pytest.approx(
         float(row["ours_frames_per_s"]) / float(row["transformers_frames_per_s"]), rel=0.02
     )
 
@@ -206,6 +209,30 @@ def test_the_job_prints_tables_and_keeps_them_with_the_machine(
     assert result["config"]["suites"] == ["products", "rle"]
     assert [row["dtype"] for row in result["products"]] == ["float32", "bfloat16"]
     assert any(line.startswith("mask ") and "pycocotools_ms" in line for line in table)
+    (page,) = (tmp_path / "kept").glob("*.md")
+    titles = [line for line in page.read_text().splitlines() if line.startswith("## ")]
+    assert titles == [f"## {SUITES[n].title.format(device='cpu')}" for n in ("products", "rle")]
+
+
+def test_a_page_has_what_repeats_it_and_every_row() -> None:
+    config = dataclasses.replace(SMALL, suites=("products",), meta="~/sam2")
+    rows: list[Row] = [{"dtype": "float32", "TFLOP/s": 0.25}, {"dtype": "half", "more": 1}]
+
+    page = page_of({"processor": "some", "cores": 2}, config, {"products": rows})
+
+    assert "| dtype | TFLOP/s | more |\n| --- | --- | --- |\n| float32 | 0.25 |  |" in page
+    assert "| half |  | 1 |" in page and "| some | 2 |" in page
+    (command,) = re.findall(r"```\n(maskmill bench.*?)\n```", page, re.DOTALL)
+    words = shlex.split(command.replace("\\\n", " "))[2:]
+    assert load_config(BenchConfig, overrides=words[1::2]) == config
+
+
+def test_the_configuration_for_gpus_measures_what_has_targets() -> None:
+    config = load_config(BenchConfig, BENCH_YAML.with_name("bench-gpu.yaml"))
+
+    assert config.device == "cuda" and {1, 10, 32} <= {*config.objects}
+    assert (config.video_model, config.videos) == ("tiny", 32)
+    assert set(config.suites) == set(SUITES)
 
 
 @pytest.mark.slow
