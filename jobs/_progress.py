@@ -1,11 +1,18 @@
-"""Progress on standard error: one line rewritten on a terminal, a line now and then elsewhere."""
+"""What a bulk job shows: progress on standard error, and in the end what became of every row.
+
+On a terminal one line is rewritten; elsewhere there is a line now and then.
+"""
 
 import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
+from jobs._cli import ALL_DONE, BROKEN, FINISHED_WITH_FAILURES, Result
+
 if TYPE_CHECKING:
+    from workflows.config import PipelineConfig
+    from workflows.label_summary import Summary
     from workflows.progress import Progress
 
 BETWEEN_LINES_S = 15.0  # in a log that is kept; a terminal is rewritten every time
@@ -36,3 +43,18 @@ class ProgressLines:
         """Leave the last moment standing."""
         if self._line:
             print(f"\r{self._line}\x1b[K" if self._is_terminal else self._line, file=self._stream)
+
+
+def result_of(summary: "Summary", config: "PipelineConfig", what: str, rows: str) -> Result:
+    """Print the counts of a run over `rows`, in which `what` were done, and its failures."""
+    if summary.stopped:
+        print(f"stopped: {summary.done_now} {what} done in this run; run it again for the rest")
+        return Result(summary.to_json(config), BROKEN)
+    print(
+        f"{summary.videos} {rows} = {summary.ok} ok + {summary.failed} failed "
+        f"({summary.skipped} before this run, {summary.done_now} in it)"
+    )
+    for reason, count in summary.failures.most_common():
+        print(f"  {count} {reason}")
+    code = FINISHED_WITH_FAILURES if summary.failed else ALL_DONE
+    return Result(summary.to_json(config), code)

@@ -5,17 +5,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from jobs._cli import (
-    ALL_DONE,
-    BROKEN,
-    FINISHED_WITH_FAILURES,
-    Result,
-    UsageError,
-    job_parser,
-    run,
-    unknown_choice,
-)
-from jobs._progress import ProgressLines
+from jobs._cli import Result, UsageError, job_parser, run, unknown_choice
+from jobs._progress import ProgressLines, result_of
 
 if TYPE_CHECKING:
     from workflows.config import LabelConfig, ModelConfig
@@ -85,17 +76,7 @@ def label(options: argparse.Namespace) -> Result:
     lines = ProgressLines()
     summary = label_manifest(config, on_progress=lines.show)
     lines.end()
-    if summary.stopped:
-        print(f"stopped: {summary.done_now} videos done in this run; run it again for the rest")
-        return Result(summary.to_json(config), BROKEN)
-    print(
-        f"{summary.videos} rows in the manifest = {summary.ok} ok + {summary.failed} failed "
-        f"({summary.skipped} before this run, {summary.done_now} in it)"
-    )
-    for reason, count in summary.failures.most_common():
-        print(f"  {count} {reason}")
-    code = FINISHED_WITH_FAILURES if summary.failed else ALL_DONE
-    return Result(summary.to_json(config), code)
+    return result_of(summary, config, "videos", "rows in the manifest")
 
 
 def retry_override(retries: Sequence[str]) -> list[str]:

@@ -5,16 +5,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from jobs._cli import (
-    ALL_DONE,
-    BROKEN,
-    FINISHED_WITH_FAILURES,
-    Result,
-    UsageError,
-    job_parser,
-    run,
-)
-from jobs._progress import ProgressLines
+from jobs._cli import Result, UsageError, job_parser, run
+from jobs._progress import ProgressLines, result_of
 from jobs.label import retry_override
 
 if TYPE_CHECKING:
@@ -110,17 +102,7 @@ def _refine_requests(config: "RefineConfig") -> Result:
     lines = ProgressLines()
     summary = refine_requests(config, on_progress=lines.show)
     lines.end()
-    if summary.stopped:
-        print(f"stopped: {summary.done_now} requests done in this run; run it again for the rest")
-        return Result(summary.to_json(config), BROKEN)
-    print(
-        f"{summary.videos} requests = {summary.ok} ok + {summary.failed} failed "
-        f"({summary.skipped} before this run, {summary.done_now} in it)"
-    )
-    for reason, count in summary.failures.most_common():
-        print(f"  {count} {reason}")
-    code = FINISHED_WITH_FAILURES if summary.failed else ALL_DONE
-    return Result(summary.to_json(config), code)
+    return result_of(summary, config, "requests", "requests")
 
 
 def _refine_here(config: "RefineConfig", options: argparse.Namespace) -> Result:
