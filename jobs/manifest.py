@@ -53,7 +53,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         help="a flat table (.parquet, .csv, .jsonl; a row per point, box or mask), COCO, "
         "YouTube-VIS or SA-V JSON, or a folder in the layout of DAVIS, MOSE or SA-V",
     )
-    parser.add_argument("--output", metavar="M.parquet", required=True, help="path or URI")
+    parser.add_argument("--output", metavar="MANIFEST", required=True, help="path or URI")
     parser.add_argument(
         "--from",
         dest="kind",
@@ -92,7 +92,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("manifest", metavar="M", help="path or URI; a folder ends in /")
+    parser.add_argument("manifest", metavar="MANIFEST", help="path or URI; a folder ends in /")
     parser.add_argument(
         "--probe",
         action="store_true",

@@ -5,7 +5,7 @@ import io
 import pytest
 
 from jobs._progress import BETWEEN_LINES_S, ProgressLines
-from workflows.progress import Progress, Rate, in_words
+from workflows.progress import Progress, Rate, cost_under_way, in_words
 
 
 def moment(**changes: float) -> Progress:
@@ -38,6 +38,23 @@ def test_what_is_not_known_is_left_out() -> None:
 def test_the_time_left_follows_from_the_work_left_and_not_from_videos() -> None:
     assert moment(videos_done=1, cost_done=500.0).left_s == 600.0
     assert moment(cost_done=2000.0).left_s == 0.0  # more than was expected
+
+
+@pytest.mark.parametrize(
+    ("made", "made_by_done", "cost_done", "under_way"),
+    [
+        (0, 0, 0.0, 0.0),
+        (300, 0, 0.0, 300.0),  # as long as no video has ended the plan is believed
+        (300, 200, 100.0, 50.0),  # it guessed half of what there was to do
+        (200, 200, 100.0, 0.0),
+        (150, 200, 100.0, 0.0),  # reports come late
+        (9000, 0, 0.0, 950.0),  # what is under way is not over
+    ],
+)
+def test_what_is_under_way_is_part_of_what_is_done(
+    made: int, made_by_done: int, cost_done: float, under_way: float
+) -> None:
+    assert cost_under_way(made, made_by_done, cost_done, cost_left=1000.0) == under_way
 
 
 def test_a_rate_forgets_what_was_long_ago() -> None:

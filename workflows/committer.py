@@ -49,9 +49,9 @@ class Committer:
         self._closing = self._is_committing = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
-        self._thread.start()
 
     def __enter__(self) -> Self:
+        self._thread.start()
         return self
 
     def __exit__(

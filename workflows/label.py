@@ -5,8 +5,11 @@ and all that is set against it stands here. Knows nothing of datasets or of what
 a task does not come home.
 """
 
+import functools
 import gc
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -34,6 +37,7 @@ log = logging.getLogger(__name__)
 LOST_TASKS = 200
 LOST_SHARE = 0.02
 SPLITTERS = 2  # pieces that are cut up at once: one of 1,000 tasks keeps many actors busy
+STDERR = 2
 INIT_DEATHS = 5  # actors that do not come up, one after the other, before the first one does
 
 
@@ -89,6 +93,7 @@ def _homes(
     board: Any,
 ) -> Iterator[Home]:
     quieten()
+    warn_nobody_of_restarts()
     # In the object store, which spills to disk: the driver holds none of them.
     refs = [ray.put(piece) for piece in pieces]
     with DataContext.current(_context(num_tasks)), warnings.catch_warnings():
@@ -212,10 +217,36 @@ class OneLineOfLostTasks(logging.Filter):
 def quieten() -> None:
     """Leave to Ray Data's log what concerns whoever runs a job."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # ours are shown
     for module in ("streaming_executor_state", "operators.actor_pool_map_operator"):
         logger = logging.getLogger(f"ray.data._internal.execution.{module}")
         if not any(isinstance(found, OneLineOfLostTasks) for found in logger.filters):
             logger.addFilter(OneLineOfLostTasks())
+
+
+@functools.cache
+def warn_nobody_of_restarts() -> None:
+    """Have the one warning that Ray gives a process of actors that restart go nowhere.
+
+    It says that these cannot start again when the objects that they were made of are gone, as an
+    error on file descriptor 2 that no logging reaches; the operator of a pool holds them until the
+    pool ends (test_workers_killed_at_random_change_no_row).
+    """
+
+    class Restarting:
+        def __init__(self, made_of: object) -> None:
+            pass
+
+    sys.stderr.flush()
+    kept, nowhere = os.dup(STDERR), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, STDERR)
+    try:
+        one: Any = ray.remote(Restarting).options(num_cpus=0, max_restarts=-1).remote(ray.put(None))
+    finally:
+        os.dup2(kept, STDERR)
+        os.close(kept)
+        os.close(nowhere)
+    ray.kill(one)
 
 
 def _ends_of(error: BaseException) -> str:

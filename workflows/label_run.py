@@ -29,10 +29,10 @@ from workflows.label import Home, label_tasks
 from workflows.label_engine import EngineFactory, open_engine
 from workflows.label_plan import Labelling, LabelPlan
 from workflows.label_summary import Summary
-from workflows.manifest import manifest_files
+from workflows.manifest import read_pieces
 from workflows.mask_objects import read_mask_object
 from workflows.next_revisions import next_revisions
-from workflows.progress import OnProgress, Progress, Rate
+from workflows.progress import OnProgress, Progress, Rate, cost_under_way
 from workflows.ray_session import Stopped, check_resources, connected, stops_on_signal
 from workflows.results import DatasetWriter
 from workflows.rows import FailureReason, Status, VideoOutcome
@@ -82,7 +82,7 @@ def label(
     """
     began, started_at = time.monotonic(), datetime.now(UTC)
     storage = Storage(config.storage)
-    manifest_files(config.manifest, storage)  # before anything is made
+    next(read_pieces(config.manifest, storage, ["video_id"]), None)  # before anything is made
     job = LabellingJob(
         config=config,
         run_id=f"label-{started_at:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}",
@@ -119,9 +119,6 @@ def run_plan(
         writer.record_run(summary.to_row(config, job.code_version, started_at, ended_at))
 
     if plan.num_tasks:
-        writer.storage.put(
-            join_uri(config.output, "_runs", f"{job.run_id}.yaml"), dump_config(config).encode()
-        )
         LabelRun(job, plan, writer, summary, engine_factory, on_progress, record).run()
     if not summary.stopped:
         # Asked of the dataset anew, unless it was asked a moment ago.
@@ -163,18 +160,27 @@ class LabelRun:
 
     def run(self) -> None:
         """Label all; whatever ends it, what is finished is committed."""
+        if not len(self._plan.order):
+            self._work()
+            return
+        with connected():
+            check_resources(self._job.config.compute)
+            try:
+                with stops_on_signal(self._keep):
+                    self._work()
+            except Stopped:
+                log.warning("stopped; what is finished is kept")
+
+    def _work(self) -> None:
+        config = self._job.config
+        name = f"{self._job.run_id}.yaml"
+        self._storage.put(join_uri(config.output, "_runs", name), dump_config(config).encode())
         with self._committer:
             for piece in self._plan.at_fault():
                 for row in piece.to_pylist():
                     self._commit(self._failure(row, FailureReason(row["reason"]), row["detail"]))
             if len(self._plan.order):
-                with connected():
-                    check_resources(self._job.config.compute)
-                    try:
-                        with stops_on_signal(self._keep):
-                            self._label()
-                    except Stopped:
-                        log.warning("stopped; what is finished is kept")
+                self._label()
 
     def _label(self) -> None:
         self._board = ray.remote(RunBoard).options(num_cpus=0, max_restarts=-1).remote()
@@ -279,6 +285,7 @@ class LabelRun:
         frames = max(totals.frames, summary.frames)  # the last reports come late or never
         elapsed_s = time.monotonic() - self._began
         busy_s = totals.busy_s
+        cost = float(self._plan.work.sum())
         self._on_progress(
             Progress(
                 videos=self._plan.num_tasks,
@@ -286,8 +293,14 @@ class LabelRun:
                 videos_failed=summary.failed_now,
                 frames=frames,
                 masks=max(totals.masks, summary.object_frames),
-                cost=float(self._plan.work.sum()),
-                cost_done=self._cost_done,
+                cost=cost,
+                cost_done=self._cost_done
+                + cost_under_way(
+                    totals.frames + totals.masks,
+                    summary.frames + summary.object_frames,
+                    self._cost_done,
+                    cost - self._cost_done,
+                ),
                 elapsed_s=elapsed_s,
                 frames_per_s=self._rate.at(elapsed_s, frames),
                 device_idle_share=None if busy_s is None else 1 - busy_s / totals.alive_s,

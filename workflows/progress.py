@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 RATE_WINDOW_S = 60.0  # a rate over the whole run would hide that it has slowed down
+NEARLY = 0.95  # of what is left, which videos under way may seem to have done
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,17 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+
+
+def cost_under_way(made: int, made_by_done: int, cost_done: float, cost_left: float) -> float:
+    """Of videos that have begun and not ended, in the plan's unit of cost.
+
+    made: frames and masks, by all videos and by those that are done; a plan counts in the same, but
+    guesses. What ended tells how far off it is. Work on what then had to begin again counts too, so
+    this is never all that is left.
+    """
+    guess = cost_done / made_by_done if made_by_done else 1.0
+    return min(max(made - made_by_done, 0) * guess, NEARLY * cost_left)
 
 
 class Rate:

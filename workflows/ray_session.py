@@ -30,6 +30,8 @@ def connected() -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # ours are shown
+    # It tells at every start that a Ray of our own is safe.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     try:
         yield
@@ -54,8 +56,15 @@ def check_resources(compute: ComputeConfig) -> None:
         f"{largest['GPU']:g} GPUs and {largest['CPU']:g} CPUs"
     )
     if len(nodes) == 1 and not os.environ.get("RAY_ADDRESS"):
-        raise ConfigError(f"{message}; gpus_per_actor=0 labels on CPUs")
+        raise ConfigError("; ".join([message, *_ways_out(wanted, largest)]))
     log.warning("%s; waiting for one that has more", message)
+
+
+def _ways_out(wanted: dict[str, float], largest: dict[str, float]) -> Iterator[str]:
+    if wanted["GPU"] > largest["GPU"]:
+        yield "compute.gpus_per_actor=0 labels on CPUs"
+    if wanted["CPU"] > largest["CPU"]:
+        yield f"compute.cpus_per_actor={largest['CPU']:g} would fit"
 
 
 @contextmanager
