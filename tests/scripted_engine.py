@@ -222,8 +222,11 @@ class PoisonedEngine:
 
 @dataclass(frozen=True)
 class Poisoned:
-    """Makes PoisonedEngines."""
+    """Makes PoisonedEngines; leaves a file named after each process's id in a folder."""
+
+    pids: Path | None = None
 
     def __call__(self, config: LabelConfig, weights_sha256: str) -> MaskEngine:
+        register(self.pids)
         engine = open_engine(config, weights_sha256)
         return PoisonedEngine(engine, config.compute.slots_per_actor)

@@ -96,6 +96,12 @@ def test_bad_videos_fail_with_a_reason_and_the_others_are_labelled(
         "elsewhere": "uri_not_allowed",
     }
     assert all(row["detail"] for row in found if row["reason"])
+    # What was mended is taken again when asked for, and nothing else is.
+    video_row(tmp_path, "mended")
+    (tmp_path / "mended.mp4").replace(tmp_path / "corrupt.mp4")
+    assert label_job.main([*words_of(settings), "--retry", "reason=undecodable,timeout"]) == 3
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (summary["skipped"], summary["labelled"], summary["ok"]) == (5, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +109,7 @@ def test_bad_videos_fail_with_a_reason_and_the_others_are_labelled(
     [
         ({"compute.actor": 1}, "compute.actors"),
         ({"manifest": "nowhere.parquet"}, "nowhere.parquet"),
+        ({"manifest": __file__}, "test_label.py"),
         ({"model.checkpoint": "/no/such/model"}, "/no/such/model"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -124,11 +125,42 @@ def test_ray_data_has_every_switch_that_is_set() -> None:
     assert vars(_context(1)).keys() == vars(DataContext.get_current().copy()).keys()
 
 
+@pytest.mark.slow
+def test_a_long_video_is_no_stall(
+    local_ray: None, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Data ends what gives no result for half an hour, here for two seconds."""
+    import ray.data
+    from ray.data import ActorPoolStrategy, DataContext
+    from ray.exceptions import RayError
+
+    class Sleeper:
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            time.sleep(30)
+            return batch
+
+    monkeypatch.setattr(DataContext.get_current(), "execution_no_progress_timeout_s", 2)
+    plain = ray.data.range(1).map_batches(
+        Sleeper, compute=ActorPoolStrategy(size=1), num_cpus=0.5, batch_size=1
+    )
+    with pytest.raises((RayError, TimeoutError)):
+        plain.take_all()
+    settings = settings_of(tmp_path, checkpoint)
+    write_videos(tmp_path, settings, 1)
+    assert label(config_of(settings), NoOp(frame_s=5.0)).ok == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"compute__gpus_per_actor": 3}, "the largest has 2 GPUs and 4 CPUs"),
-        ({"compute__cpus_per_actor": 5}, "wants 0 GPUs and 5 CPUs on one machine"),
+        (
+            {"compute__gpus_per_actor": 3},
+            "the largest has 2 GPUs and 4 CPUs; compute.gpus_per_actor=0 labels on CPUs$",
+        ),
+        (
+            {"compute__cpus_per_actor": 5},
+            "wants 0 GPUs and 5 CPUs on one machine .*; compute.cpus_per_actor=4 would fit$",
+        ),
     ],
 )
 def test_an_actor_that_no_machine_could_hold_is_refused_by_name(
@@ -138,6 +170,8 @@ def test_an_actor_that_no_machine_could_hold_is_refused_by_name(
     write_videos(tmp_path, settings, 1)
     with pytest.raises(ConfigError, match=complaint):
         label(config_of(settings))
+    assert not Path(settings["output"], "_runs").exists()
+    assert Dataset(str(settings["output"])).videos().num_rows == 0
 
 
 def test_machines_that_refuse_an_actor_are_replaced_and_the_run_goes_on(

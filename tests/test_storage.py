@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -258,6 +259,24 @@ def test_a_small_remote_video_comes_as_bytes_and_a_large_one_as_a_spooled_file(
         assert isinstance(opened, Path)
         assert opened.read_bytes() == large
     assert not opened.exists()
+
+
+@pytest.mark.cluster
+def test_a_large_remote_video_is_never_in_memory_as_a_whole(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    piece_bytes, video_bytes = 2**20, 24 * 2**20
+    monkeypatch.setattr(storage_module, "SPOOL_PIECE_BYTES", piece_bytes)
+    storage = object_store.storage
+    storage.put(f"{S3}/video", bytes(video_bytes))
+    tracemalloc.start()
+    try:
+        with storage.open_video(f"{S3}/video") as opened:
+            assert isinstance(opened, Path) and opened.stat().st_size == video_bytes
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 6 * piece_bytes
 
 
 @pytest.mark.cluster

@@ -189,6 +189,8 @@ class Clients:
         self.answers_without_agent = 0
 
     def submit_job(self, *, submission_id: str, **more: object) -> str:
+        # The GPUs and processors of a cluster are for the actors, not for who hands out their work.
+        assert not [name for name in more if name.startswith("entrypoint_")]
         if submission_id in self.jobs:
             raise RuntimeError(f"Request failed with status code 500: {submission_id} exists")
         if self.answers_without_agent:

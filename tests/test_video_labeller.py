@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,29 @@ def test_a_labelled_video_says_where_its_time_went_and_its_masks_are_put(tmp_pat
     found = find_mask_object(Storage(), job_of(tmp_path).config.output, "v", FINGERPRINT)
     assert found is not None and found.mask_object == outcome.mask_object
     assert outcome.mask_object is not None and outcome.mask_object.num_rows == 16
+
+
+def test_masks_that_are_slow_to_put_hold_up_no_other_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first video's masks are put when the second video is done."""
+    labeller, second_is_done = VideoLabeller(job_of(tmp_path), NoOpEngine()), threading.Event()
+    put = Storage.put_if_absent
+
+    def put_slowly(self: Storage, uri: str, data: bytes) -> bool:
+        if "first" in uri:
+            assert second_is_done.wait(60)
+        return put(self, uri, data)
+
+    monkeypatch.setattr(Storage, "put_if_absent", put_slowly)
+    first, second = (
+        VideoRequest.from_row(video_row(tmp_path, name)) for name in ("first", "second")
+    )
+    with ThreadPoolExecutor(1) as beside:
+        waiting = beside.submit(labeller.label, first, FINGERPRINT)
+        assert labeller.label(second, FINGERPRINT).status == "ok"
+        second_is_done.set()
+        assert waiting.result().status == "ok"
 
 
 def test_masks_that_an_attempt_left_behind_are_found_and_not_made_again(tmp_path: Path) -> None:
