@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from workflows.train_batches import BatchShape, make_batch
+from workflows.train_batches import BatchShape, box_of, make_batch
 from workflows.train_clips import DrawnClips
-from workflows.train_scenes import Clip
+from workflows.train_scenes import FIRST_STILL, Clip
 from workflows.train_unroll import BOX, CLICK, MASK
 
 SIZE = 64
@@ -49,6 +49,45 @@ def test_kinds_come_as_often_as_they_should(source: DrawnClips) -> None:
     kinds = torch.cat([make_batch(source, SHAPE, 2, step).kind for step in range(20)])
     shares = [(kinds == kind).float().mean().item() for kind in (CLICK, BOX, MASK)]
     assert shares == pytest.approx([0.4, 0.3, 0.3], abs=0.15)
+
+
+def test_still_things_are_left_out_and_objects_prompted_several_times() -> None:
+    class OneOfEach:
+        name = "one-of-each"
+
+        def __len__(self) -> int:
+            return 1
+
+        def clip(self, index: int) -> Clip:
+            labels = np.zeros((1, SIZE, SIZE), np.uint8)
+            labels[:, 4:24, 4:24] = 1
+            labels[:, 40:60, 30:60] = FIRST_STILL
+            return Clip(np.zeros((1, SIZE, SIZE, 3), np.uint8), labels, (0.0,))
+
+    shape = replace(SHAPE, clips=1, frames=1, objects=8, vary=False)
+    areas = make_batch(OneOfEach(), shape, 0, 0).area_px[:, 0].tolist()
+    assert sorted(areas) == [400, 600]
+    batch = make_batch(OneOfEach(), replace(shape, still=0.0, prompts_each=3), 0, 0)
+    assert batch.area_px[:, 0].tolist() == [400, 400, 400]
+    assert len({tuple(click.tolist()) for click in batch.click}) == 3
+    many = [make_batch(OneOfEach(), replace(shape, still=0.5), 0, step) for step in range(60)]
+    assert 0.3 < sum(len(batch.clip) == 2 for batch in many) / 60 < 0.7
+
+
+def test_boxes_are_off_by_as_much_as_the_shape_says(source: DrawnClips) -> None:
+    def widest_slip(jitter: float) -> float:
+        slips = []
+        for step in range(8):
+            batch = make_batch(source, replace(SHAPE, box_jitter=jitter), 1, step)
+            for box, mask in zip(batch.box, batch.mask, strict=True):
+                exact = torch.from_numpy(box_of(mask.numpy()))
+                sides = (exact[2:] - exact[:2]).repeat(2)
+                slips.append(float(((box - exact).abs() / sides).max()))
+        return max(slips)
+
+    assert widest_slip(0.0) == 0
+    assert 0.02 < widest_slip(0.03) <= 0.06 + 1e-5
+    assert 0.1 < widest_slip(0.1) <= 0.2 + 1e-5
 
 
 class Leaving:

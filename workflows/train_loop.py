@@ -186,8 +186,12 @@ class Trainer:
             group["lr"] = rate * (phase.encoder_scale if group["encoder"] else 1.0)
         plan = plan_of(phase, self.config.seed, self.step)
         half = self.config.precision == "bfloat16"
-        # The fused attention's backward pass is many times slower on processors.
-        kernels = [SDPBackend.MATH] if self.device.type == "cpu" else list(_ANY_KERNEL)
+        kernels = list(_ANY_KERNEL)
+        if self.device.type == "cpu":
+            # The fused attention's backward pass is many times slower there. The plain one would
+            # do its bf16 products in fp32, but for this setting, which is of processors too.
+            kernels = [SDPBackend.MATH]
+            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
         with sdpa_kernel(kernels):
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
                 losses = batch_losses(
