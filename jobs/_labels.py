@@ -7,7 +7,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -84,15 +84,12 @@ def selection_of(options: argparse.Namespace) -> "Selection":
 
 
 def time_or_revision(text: str) -> datetime | int:
-    if text.isdecimal():
-        return int(text)
+    from workflows.query import QueryError, parse_at
+
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: wanted an ISO time such as 2026-01-31T12:00:00 or a revision number"
-        ) from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return parse_at(text)
+    except QueryError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def with_progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:

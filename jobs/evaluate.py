@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 SOURCES = """
 A source of masks is a layer of --dataset (current; corrected: what a person made, corrected or
-accepted; auto: what the model made), a revision number or an ISO time of it, or a path: COCO,
-YouTube-VIS or SA-V JSON, a folder in the layout of DAVIS, MOSE or SA-V, or one with a folder of
-PNGs a video. How good the model was where people corrected it: --truth corrected --predicted auto.
+accepted; auto: what the model made), a revision number or an ISO time of it (UTC unless it says),
+or a path: COCO, YouTube-VIS or SA-V JSON, a folder in the layout of DAVIS, MOSE or SA-V, or one
+with a folder of PNGs a video. How good the model was where people corrected it: --truth corrected
+--predicted auto.
 protocols: davis (objects of the first frame, without the first and last frame), sav (each object
 from its first sighting), all-frames (every object on every frame of the truth).
 """
@@ -86,7 +87,7 @@ def _open(spec: str, dataset_uri: str | None, storage: "Storage") -> "MaskSource
     if "://" not in spec and not path.exists():
         raise UsageError(
             f"maskmill evaluate: {spec}: no layer and no path; wanted current, corrected, auto, a "
-            "revision number, an ISO time with its zone, a file or a folder"
+            "revision number, an ISO time, a file or a folder"
         )
     if path.is_dir() and not (path / "Annotations").is_dir() and any(path.glob("*/*.png")):
         return PngFolder(path)

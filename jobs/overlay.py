@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 LAYERS = """
 A layer is current; corrected: what a person made, corrected or accepted; auto: what the model made;
-a revision number; or an ISO time. A correction beside what it corrected: --layer auto --layer
-current.
+a revision number; or an ISO time (UTC unless it says). A correction beside what it corrected:
+--layer auto --layer current.
 """
 SHEET = ".png"
 SUFFIXES = (".mp4", ".webm", SHEET)
@@ -126,7 +126,7 @@ def _panel(dataset: "Dataset", video_id: str, layer: str, frames: tuple[int, int
     if view is None:
         raise UsageError(
             f"maskmill overlay: --layer {layer}: wanted current, corrected, auto, a revision "
-            "number or an ISO time with its zone"
+            "number or an ISO time"
         )
     masks = DatasetMasks(dataset, view)
     if video_id not in masks:

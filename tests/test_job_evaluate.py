@@ -1,6 +1,7 @@
 """`maskmill evaluate`: a dataset against folders and against itself as it was."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,6 +12,7 @@ from labelled import blank, disk, label, relabel
 from test_export import export
 from test_import import separate
 
+from jobs._labels import time_or_revision
 from jobs.evaluate import main
 from workflows.export_davis import Davis
 from workflows.export_sav import Sav
@@ -160,8 +162,12 @@ def test_layers_are_what_they_are_called(root: str) -> None:
     assert {i: len(frames) for i, frames in current.items()} == {1: 1, 2: 6, 7: 6}
 
 
-def test_times_without_a_zone_are_no_view() -> None:
+def test_a_view_is_a_layer_or_a_state_and_nothing_else() -> None:
     assert parse_view("auto") == View(Layer.AUTO)
     assert parse_view("3") == View(at=3)
-    assert parse_view("2026-01-01T00:00:00") is None
-    assert parse_view("2026-01-01T00:00:00+00:00") is not None
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    for text in ("2026-01-01T00:00:00", "2026-01-01T00:00:00+00:00", "2026-01-01T02:00:00+02:00"):
+        view = parse_view(text)
+        assert view is not None and view.at == time_or_revision(text) == moment
+        assert view.title == "as of 2026-01-01 00:00:00 UTC"
+    assert parse_view("autos") is parse_view(str(2**31)) is None

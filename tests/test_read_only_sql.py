@@ -71,9 +71,9 @@ OTHER_STATEMENTS = [
 HIDDEN_STATEMENTS = [
     ("WITH x AS (COPY tracks TO 'out.csv') SELECT * FROM x", "got COPY in it"),
     ("WITH x AS (COPY tracks TO '.tmp/out.csv') SELECT * FROM x", "got COPY in it"),
-    ("WITH x AS (INSERT INTO _tracks VALUES (1) RETURNING *) SELECT 1", "got INSERT in it"),
-    ("WITH x AS (UPDATE _tracks SET object_id = 1 RETURNING *) SELECT 1", "got UPDATE in it"),
-    ("WITH x AS (DELETE FROM _tracks RETURNING *) SELECT 1", "got DELETE in it"),
+    ("WITH x AS (INSERT INTO _files.tracks VALUES (1) RETURNING *) SELECT 1", "got INSERT in it"),
+    ("WITH x AS (UPDATE _files.tracks SET object_id = 1 RETURNING *) SELECT 1", "got UPDATE in it"),
+    ("WITH x AS (DELETE FROM _files.tracks RETURNING *) SELECT 1", "got DELETE in it"),
     (
         "SELECT (SELECT 1 FROM (WITH x AS (COPY tracks TO 'out.csv') SELECT * FROM x))",
         "got COPY in it",
@@ -159,6 +159,12 @@ def test_the_environment_cannot_be_read(ask: Callable[[str], pa.Table]) -> None:
 )
 def test_any_question_may_be_asked(ask: Callable[[str], pa.Table], query: str) -> None:
     assert ask(query).num_rows > 0
+
+
+def test_only_what_may_be_asked_for_is_listed(ask: Callable[[str], pa.Table]) -> None:
+    listed = ask("SHOW TABLES")["name"].to_pylist()
+    views = ["current_masks", "current_tracks", "masks", "refinements", "runs", "tracks", "videos"]
+    assert listed == views
 
 
 def test_settings_cannot_be_changed_once_locked() -> None:

@@ -1,7 +1,8 @@
 """Exports opened by the tools they are made for, and scores beside DAVIS' own, where installed.
 
 Runs what it finds and skips the rest by name:
-    pip install --no-deps ultralytics opencv-python-headless cvat-sdk label-studio-sdk
+    pip install --no-deps ultralytics torchvision opencv-python-headless cvat-sdk label-studio-sdk
+    pip install --no-deps scipy scikit-image lazy-loader imageio tifffile  # of the checkouts
     MASKMILL_REFERENCE_READERS=DIR, a folder with checkouts of davis2017-evaluation, TrackEval, sam2
 The same formats are read by second readers of our own in the other tests of exports, always.
 """

@@ -127,7 +127,7 @@ def test_scores_come_without_run_lengths_where_these_are_not_wanted(client: Test
     "query",
     [
         *("frames=1", "frames=a:b", "frames=-1:2", "frames=3:2", "frames=1:2:3", "frames=١:٢"),
-        *("objects=", "objects=a", "objects=1,,2", "at=yesterday", "at=2020-01-01T00:00:00"),
+        *("objects=", "objects=a", "objects=1,,2", "at=yesterday", "at=2020-13-01T00:00:00"),
         "counts=perhaps",
     ],
 )

@@ -5,12 +5,12 @@ Knows nothing of metrics. Videos are listed at once, their masks read when asked
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC
 from enum import StrEnum
 from typing import Any
 
 from workflows.mask_sources import Rle, VideoMasks
-from workflows.query import At, Dataset
+from workflows.query import At, Dataset, QueryError, parse_at
 from workflows.rows import Track, tracks_from_table
 
 ROW_COLUMNS = ["object_id", "frame_index", "counts", "height", "width", "iou_pred"]
@@ -48,7 +48,9 @@ class View:
     def title(self) -> str:
         if self.at is None:
             return str(self.layer)
-        return f"revision {self.at}" if isinstance(self.at, int) else f"as of {self.at:%F %T}"
+        if isinstance(self.at, int):
+            return f"revision {self.at}"
+        return f"as of {self.at.astimezone(UTC):%F %T} UTC"
 
 
 class DatasetMasks(Mapping[str, VideoMasks]):
@@ -103,13 +105,10 @@ class DatasetMasks(Mapping[str, VideoMasks]):
 
 
 def parse_view(text: str) -> View | None:
-    """`current`, `corrected`, `auto`, a revision number or an ISO time with zone; None: no view."""
+    """`current`, `corrected`, `auto`, a revision number or an ISO time (`parse_at`); None: none."""
     if text in set(Layer):
         return View(Layer(text))
-    if text.isdecimal():
-        return View(at=int(text))
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
+        return View(at=parse_at(text))
+    except QueryError:
         return None
-    return View(at=moment) if moment.tzinfo else None

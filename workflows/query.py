@@ -11,7 +11,7 @@ import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -33,21 +33,26 @@ if TYPE_CHECKING:
 ANSWERED_ROWS = 65_536  # of an answer at once
 
 At = datetime | int  # a time, or a revision: each object as of its newest one up to that
+LAST_REVISION = 2**31 - 1  # that a row could hold
 
+# the tables as they are; not among the names that SHOW TABLES tells
+FILES = "_files"
 # inner joins, not windows or semi-joins: DuckDB passes a filter on video_id through to both sides
 VIEWS = """
-    CREATE VIEW tracks AS SELECT * FROM _tracks WHERE {tracks_at};
+    CREATE VIEW tracks AS SELECT * FROM _files.tracks WHERE {tracks_at};
     CREATE VIEW videos AS
-        SELECT * EXCLUDE (request_id) FROM _videos WHERE request_id IS NULL AND {videos_at};
-    CREATE VIEW refinements AS SELECT * FROM _videos WHERE request_id IS NOT NULL AND {videos_at};
-    CREATE VIEW runs AS SELECT * FROM _runs;
-    CREATE VIEW masks AS SELECT _masks.* FROM _masks {masks_at};
+        SELECT * EXCLUDE (request_id) FROM _files.videos
+        WHERE request_id IS NULL AND {videos_at};
+    CREATE VIEW refinements AS
+        SELECT * FROM _files.videos WHERE request_id IS NOT NULL AND {videos_at};
+    CREATE VIEW runs AS SELECT * FROM _files.runs;
+    CREATE VIEW masks AS SELECT written.* FROM _files.masks AS written {masks_at};
     CREATE VIEW current_tracks AS
         SELECT tracks.* FROM tracks JOIN (
             SELECT video_id, object_id, max(revision) AS revision FROM tracks GROUP BY ALL
         ) USING (video_id, object_id, revision) WHERE NOT coalesce(tracks.removed, false);
     CREATE VIEW current_masks AS
-        SELECT _masks.* FROM _masks JOIN (
+        SELECT written.* FROM _files.masks AS written JOIN (
             SELECT video_id, object_id, arg_max(masks_revision, revision) AS revision
             FROM tracks GROUP BY ALL
         ) USING (video_id, object_id, revision);
@@ -238,8 +243,11 @@ class Dataset:
     def _register(self, connection: duckdb.DuckDBPyConnection, at: At | None) -> None:
         """Give a database its views and shut it off from everything else."""
         view = self._view
+        connection.execute(f"CREATE SCHEMA {FILES}; SET schema = '{FILES}'")
         for table in (self._log.masks, self._log.tracks, self._log.videos, self._log.runs):
-            connection.register("_" + table.name, self._scannable(table, view.files[table.name]))
+            files = self._scannable(table, view.files[table.name])
+            connection.from_arrow(files).create_view(table.name)
+        connection.execute("SET schema = 'main'")
         connection.execute(VIEWS.format(**_conditions(at)))
         lock(connection)
 
@@ -255,6 +263,20 @@ class Dataset:
         ]
         paths = files["path"].to_pylist()
         return open_files(self.storage, table.folder, paths, table.schema, guarantees)
+
+
+def parse_at(text: str) -> At:
+    """A revision number or an ISO time, which is UTC unless it says. Raises QueryError."""
+    if text.isdecimal() and int(text) <= LAST_REVISION:
+        return int(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise QueryError(
+            f"{text!r}: wanted an ISO time such as 2026-01-31T12:00:00 (UTC unless it says) or a "
+            "revision number"
+        ) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _conditions(at: At | None) -> dict[str, str]:

@@ -17,6 +17,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.security import HTTPBearer
 from starlette.types import Receive, Scope, Send
 
+from workflows.query import QueryError, parse_at
 from workflows.refine_types import QueueFilter, Span
 from workflows.rows import Review, Source, Status
 from workflows.service_auth import Caller as Person
@@ -219,7 +220,9 @@ def reading_routes(service: Service) -> APIRouter:
         ] = None,
         at: Annotated[
             str | None,
-            Query(description="a revision, or a time in ISO 8601 with its zone", max_length=40),
+            Query(
+                description="a revision, or a time in ISO 8601, UTC unless it says", max_length=40
+            ),
         ] = None,
         counts: Annotated[bool, Query(description="with the run lengths")] = True,
     ) -> Lines:
@@ -452,17 +455,10 @@ def _ids_of(objects: str | None) -> tuple[int, ...] | None:
 def _moment_of(at: str | None) -> int | datetime | None:
     if at is None:
         return None
-    if re.fullmatch(r"\d{1,9}", at, re.ASCII):
-        return int(at)
     try:
-        moment = datetime.fromisoformat(at)
-    except ValueError as error:
-        raise ServiceError(
-            422, "invalid", f"at {at!r}: wanted a revision or a time in ISO 8601"
-        ) from error
-    if moment.tzinfo is None:
-        raise ServiceError(422, "invalid", f"at {at}: wanted a time with its zone, as +00:00")
-    return moment
+        return parse_at(at)
+    except QueryError as error:
+        raise ServiceError(422, "invalid", f"at {error}") from error
 
 
 def _tuple(values: list[Any] | None) -> Any:
