@@ -262,6 +262,8 @@ class ScriptedRefinements:
         infos = []
         for revision in range(labels.revision, 0, -1):
             changed = [track for track in tracks if track.revision == revision]
+            if not changed:  # a restoration of nothing
+                continue
             infos.append(
                 RevisionInfo(
                     revision=revision,

@@ -177,6 +177,20 @@ def test_what_is_no_json_is_told_so(client: TestClient, content: bytes) -> None:
     assert response.status_code == 422 and error_of(response)["code"] == "invalid"
 
 
+@pytest.mark.parametrize("name", ["\u0085", "\u2028", "\ud800"])
+def test_a_character_that_ends_lines_or_is_half_of_one_is_refused_in_one_line(
+    client: TestClient, name: str
+) -> None:
+    response = client.post(
+        "/v1/videos/v1/refinements",
+        content=json.dumps({"base_revision": 1, "prompts": [], name: 1}),
+        headers={**bearer(), "content-type": "application/json"},
+    )
+    assert response.status_code == 422
+    (line,) = response.text.splitlines()
+    assert json.loads(line)["error"]["code"] == "invalid"
+
+
 def test_a_wrong_method_is_an_error_of_the_same_form(client: TestClient) -> None:
     response = client.put("/v1/videos", headers=bearer())
     assert response.status_code == 405 and error_of(response)["code"] == "method_not_allowed"

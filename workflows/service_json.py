@@ -29,10 +29,8 @@ def plain(value: Any) -> Any:
 
 
 def encode(value: Any) -> bytes:
-    """One JSON value as UTF-8."""
-    return json.dumps(
-        plain(value), allow_nan=False, ensure_ascii=False, separators=(",", ":")
-    ).encode()
+    """One JSON value in ASCII: some readers of lines end one at U+0085 or U+2028 as well."""
+    return json.dumps(plain(value), allow_nan=False, separators=(",", ":")).encode()
 
 
 def line(value: Any) -> bytes:
