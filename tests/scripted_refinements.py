@@ -104,11 +104,19 @@ class ScriptedRefinements:
         self._lock = threading.RLock()
         self._labels = {video_id: Labels(scene) for video_id, scene in scenes.items()}
 
-    def label(self, video_id: str, discs: Sequence[int] = (0, 1), **of_tracks: Any) -> None:
+    def label(
+        self,
+        video_id: str,
+        discs: Sequence[int] = (0, 1),
+        span: Span = WHOLE_VIDEO,
+        **of_tracks: Any,
+    ) -> None:
         """As a bulk run would: object n + 1 is disc n, clicked on frame 0."""
         scene = self._of(video_id).scene
         prompts = tuple(_click(n + 1, 0, *scene.discs[n][1:3]) for n in discs)
-        request = RefinementRequest(video_id=video_id, base_revision=0, author="", prompts=prompts)
+        request = RefinementRequest(
+            video_id=video_id, base_revision=0, author="", prompts=prompts, span=span
+        )
         frames = list(self._compute(request, lambda: False))
         self._commit(request, frames, Source.BULK, **of_tracks)
 

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ pytest_plugins = ["local_ray"]
 pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).parents[1]
-VIDEOS = [f"v{number:02}" for number in range(10)]
+VIDEOS = [f"v{number}" for number in range(6)]
 REFINED = """
     SELECT request_id, video_id, status, reason FROM refinements ORDER BY ALL
 """
@@ -115,11 +116,23 @@ def copy_of(labelled: Path, folder: Path) -> Path:
 
 def kill_when(process: "subprocess.Popen[str]", is_time: Callable[[], bool]) -> None:
     while not is_time():
-        assert process.poll() is None, "it came to its end before it could be killed"
-        time.sleep(0.01)
+        assert process.poll() is None, "it ended by itself"
+        time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert process.returncode == -signal.SIGKILL
+
+
+@contextmanager
+def held_up(video: Path) -> Iterator[None]:
+    """Whoever opens the video waits, so that a batch with it cannot come to its end."""
+    kept = video.with_suffix(".kept")
+    video.rename(kept)
+    os.mkfifo(video)
+    try:
+        yield
+    finally:
+        kept.rename(video)
 
 
 def put(folder: Path) -> int:
@@ -142,12 +155,13 @@ def test_a_driver_that_is_killed_and_run_again_gives_each_request_one_revision(
             return put(folder) > before
         return dataset.refresh().sql("SELECT count(*) FROM refinements")[0][0].as_py() > 0
 
-    with driver(values) as process:
+    with held_up(labelled / f"{VIDEOS[-1]}.mp4"), driver(values) as process:
         kill_when(process, is_time)
     committed = len(contents_of(folder)["revisions"])
     assert (committed == 0) if moment == "put" else (0 < committed < len(VIDEOS))
     summary = run_to_the_end(values)
-    assert (summary["ok"], summary["failed"], summary["skipped"]) == (len(VIDEOS), 0, committed)
+    assert (summary["ok"], summary["failed"]) == (len(VIDEOS), 0)
+    assert summary["skipped"] >= committed  # a commit that was under way is carried on
     assert contents_of(folder) == wanted
 
 
@@ -156,17 +170,17 @@ def test_drivers_killed_at_many_moments_give_each_request_one_revision(
     wanted: Contents, labelled: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     choose, kills = random.Random(5), 0
-    for turn in range(6):
+    for turn in range(4):
         folder = copy_of(labelled, tmp_path / str(turn))
         values = settings(folder, checkpoint, commit__videos=2, commit__seconds=0.2)
         for _ in range(3):
             with driver(values) as process:
                 try:
-                    process.wait(choose.uniform(2, 14))
+                    process.wait(choose.uniform(4, 20))
                 except subprocess.TimeoutExpired:
                     process.kill()
                     kills += 1
         run_to_the_end(values)
         assert contents_of(folder) == wanted
-    assert kills >= 6
-    print(f"{kills} drivers killed in 6 batches")
+    assert kills >= 4
+    print(f"{kills} drivers killed in 4 batches")

@@ -11,6 +11,7 @@ from scripted_refinements import Scene, ScriptedRefinements, ScriptedVideos
 from serving import READER, TOKENS, app_over, served
 
 from sam2model import rle
+from workflows.refine_types import Span
 from workflows.rows import Review
 
 pytestmark = pytest.mark.cluster
@@ -249,6 +250,43 @@ def test_a_span_may_be_dragged_and_only_it_is_propagated(
     areas = {f.frame_index: f.masks[0].area_px for f in refinements.masks("v1")}
     assert areas[16] > Scene().disc(0, 16).sum()
     assert areas[17] == Scene().disc(0, 17).sum() and areas[9] == Scene().disc(0, 9).sum()
+
+
+def test_a_video_labelled_in_part_is_corrected_in_that_part(chromium: Any) -> None:
+    refinements = ScriptedRefinements({"v1": Scene(num_frames=FRAMES)})
+    refinements.label("v1", span=Span(0, 15))
+    with served(app_over(refinements, ScriptedVideos(refinements))) as url:
+        ada = Annotator(chromium, url, TOKENS["ada"])
+        ada.page.click("#queue-list li button")
+        ada.until("desk => desk.open?.masks.base.size === 16 && desk.open.frame >= 0")
+        ada.page.fill("#frame", "20")
+        ada.page.keyboard.press("Enter")
+        ada.until("desk => desk.open.frame === 20")
+        ada.click(124, 108)
+        ada.until("desk => !document.querySelector('#toast').hidden")
+        assert "labelled on frames 0 to 15 only" in ada.page.locator("#toast").inner_text()
+        assert ada.desk("desk => desk.open.session.corrections") == 0
+        ada.page.fill("#frame", "7")
+        ada.page.keyboard.press("Enter")
+        ada.until("desk => desk.open.frame === 7")
+        ada.click(82, 103)
+        ada.until("desk => desk.open.session.corrections === 1")
+        assert ada.desk("desk => desk.span") == [0, 15]
+        ada.page_of.close()
+
+
+def test_the_page_says_what_it_waits_for(annotator: Callable[..., Annotator]) -> None:
+    ada = annotator()
+    ada.open("v1", 7)
+    assert ada.page.locator("#waiting").is_hidden()
+    held: list[Any] = []
+    ada.page.route("**/preview", lambda route: held.append(route))
+    ada.click(82, 103)
+    ada.page.wait_for_selector("#waiting:not([hidden])")
+    assert ada.page.locator("#waiting").inner_text() == "Asking the model …"
+    ada.until("desk => desk.open.preview !== null")
+    held[0].continue_()
+    ada.page.wait_for_selector("#waiting", state="hidden")
 
 
 def test_frames_come_from_the_service_and_those_near_before_they_are_asked_for(

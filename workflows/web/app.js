@@ -37,6 +37,14 @@ function show() {
   showHead(desk);
   showTransport(desk);
   showObjects(desk);
+  showWaiting(desk.open);
+}
+
+// What the stage does not show yet; the style lets it appear only when it takes a while.
+function showWaiting({ frame, wanted, preview }) {
+  const text = frame !== wanted ? `Loading frame ${wanted} …` : preview ? "Asking the model …" : "";
+  $("waiting").hidden = !text;
+  $("waiting").textContent = text;
 }
 
 function showStage({ session, masks, frame, objectId, hidden, picture, draft, preview }) {

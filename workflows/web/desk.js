@@ -177,6 +177,8 @@ export class Desk extends EventTarget {
     here.objectId ??= here.session.addObject();
     const object = here.session.object(here.objectId);
     if (object?.isRemoved) return this.say(`Object ${here.objectId} is to be removed; bring it back first.`);
+    const [first, last] = here.session.labelledSpan(here.objectId);
+    if (here.frame < first || here.frame > last) return this.say(`Object ${here.objectId} is labelled on frames ${first} to ${last} only.`);
     how(here.session, here.objectId, here.frame);
   }
 

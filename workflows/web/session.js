@@ -204,17 +204,25 @@ export class Session extends EventTarget {
   span(kind, custom) {
     const edits = this.edits().filter((prompt) => !this.#now.removed.has(prompt.object_id));
     if (!edits.length) return null;
-    const last = this.video.num_frames - 1;
     if (kind === "custom" && custom) return custom;
-    if (kind !== "neighbours") return [0, last];
     const ends = edits.map(({ object_id, frame_index }) => {
+      const [first, last] = this.labelledSpan(object_id);
+      if (kind !== "neighbours") return [first, last];
       const edited = new Set(edits.filter((e) => e.object_id === object_id).map((e) => e.frame_index));
       const fixed = this.promptedFrames(object_id).filter((frame) => !edited.has(frame));
       const before = fixed.filter((frame) => frame < frame_index).at(-1);
       const after = fixed.find((frame) => frame > frame_index);
-      return [before === undefined ? 0 : before + 1, after === undefined ? last : after - 1];
+      return [before === undefined ? first : before + 1, after === undefined ? last : after - 1];
     });
     return [Math.min(...ends.map(([first]) => first)), Math.max(...ends.map(([, end]) => end))];
+  }
+
+  // Frames that an object is looked for on: those it was labelled on; a new one, where any was.
+  labelledSpan(objectId) {
+    const own = this.video.tracks.filter((track) => track.object_id === objectId);
+    const tracks = own.length ? own : this.video.tracks;
+    if (!tracks.length) return [0, this.video.num_frames - 1];
+    return [Math.min(...tracks.map((track) => track.first_frame)), Math.max(...tracks.map((track) => track.last_frame))];
   }
 
   #draftOf(objectId, frame) {
