@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +21,7 @@ from test_results import Killed, kill_at
 
 from workflows import compaction
 from workflows.compaction import compact, compact_one_batch
+from workflows.data_files import bytes_a_row, sorted_rows
 from workflows.dataset_log import Change, DatasetLog
 from workflows.delta_log import TABLE_CONFIGURATION
 from workflows.mask_objects import write_mask_object
@@ -191,6 +192,37 @@ def test_files_whose_videos_lie_in_many_others_are_sorted_into_separate_ones(
     paths = set(masks.paths())
     compact(storage, root, target_bytes=target_bytes)
     assert len(paths & set(masks.refresh().paths())) >= len(paths) - 2, "sorted files stay"
+
+
+def test_a_file_is_rewritten_piece_by_piece_and_is_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, root = Storage(), str(tmp_path / "set")
+    writer = DatasetWriter(storage, root)
+    for number in (3, 0, 2, 1):
+        masks = mask_rows(f"v{number}", frames=4000)
+        writer.commit([write_mask_object(storage, root, ok(f"v{number}"), masks)])
+    table = writer._log.masks
+    read, seen = compaction.read_files, list[int]()
+
+    def watched(*args: Any) -> pa.Table:
+        rows = read(*args)
+        seen.append(rows.num_rows)
+        return rows
+
+    monkeypatch.setattr(compaction, "read_files", watched)
+    monkeypatch.setattr(
+        compaction, "PIECE_BYTES", 10_000 * bytes_a_row(storage, table.folder, table.paths())
+    )
+    compact(storage, root)
+    files = table.refresh().files()
+    assert files["num_rows"].to_pylist() == [32_000]
+    assert 8_000 in seen and max(seen) <= 16_000
+    (rows,) = (pq.read_table(f"{root}/masks/{path}") for path in table.paths())
+    assert rows.equals(sorted_rows(rows))
+    (told,) = pa.table(table.table.get_add_actions(flatten=True)).to_pylist()
+    assert (told["min.video_id"], told["max.video_id"]) == ("v0", "v3")
+    assert (told["min.frame_index"], told["max.frame_index"]) == (0, 3999)
 
 
 def test_rows_that_a_compactor_cannot_read_are_not_lost(

@@ -8,15 +8,16 @@ back what each removed. Replaced files stay in storage for those who still read 
 import bisect
 import itertools
 import logging
+import math
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from workflows.data_files import read_files, stream_files, write_data_file
+from workflows.data_files import bytes_a_row, read_files, stream_files, write_in_pieces
 from workflows.dataset_log import DatasetLog
 from workflows.delta_log import Conflict, TableLog
 from workflows.rows import DataFile
@@ -24,7 +25,8 @@ from workflows.storage import Storage, StorageError
 
 log = logging.getLogger(__name__)
 
-TARGET_BYTES = 128 * 2**20  # of a file; rewriting one takes some 6 times that in memory
+TARGET_BYTES = 128 * 2**20  # of a file
+PIECE_BYTES = 256 * 2**20  # of rows decoded at once; rewriting takes some 4 times that in memory
 PASS_BYTES = 64 * 2**30  # rewritten in one commit: what is lost if the compactor dies
 MAX_OVERLAP = 8  # files that may hold one video before they are sorted anew
 SAMPLED_ROWS = 256  # of a pass over 64 GiB of masks, a million rows are looked at
@@ -119,11 +121,10 @@ def _rewrite(table: TableLog, files: pa.Table, target_bytes: int) -> bool:
     """Exchange files for sorted ones; False if another compactor was faster."""
     paths = files["path"].to_pylist()
     written: list[DataFile] = []
-    for first, end in itertools.pairwise(_bounds(table, files, target_bytes)):
-        rows = read_files(table.storage, table.folder, paths, table.schema, _between(first, end))
-        if rows.num_rows:
-            path = f"compacted/{uuid.uuid4().hex}.parquet"
-            written.append(write_data_file(table.storage, table.folder, path, rows))
+    for bounds in _bounds(table, files, target_bytes):
+        path = f"compacted/{uuid.uuid4().hex}.parquet"
+        pieces = _pieces(table, paths, bounds)
+        written.append(write_in_pieces(table.storage, table.folder, path, table.schema, pieces))
     num_rows = sum(file.num_rows for file in written)
     if num_rows != sum(files["num_rows"].to_pylist()):
         raise StorageError(f"{table.folder}: {num_rows} rows of {files['num_rows']} were read")
@@ -136,20 +137,34 @@ def _rewrite(table: TableLog, files: pa.Table, target_bytes: int) -> bool:
     return True
 
 
-def _bounds(table: TableLog, files: pa.Table, target_bytes: int) -> list[str | None]:
-    """Videos where the new files begin, so that each gets about target_bytes."""
+def _pieces(table: TableLog, paths: list[str], bounds: Sequence[str | None]) -> Iterator[pa.Table]:
+    for first, end in itertools.pairwise(bounds):
+        yield read_files(table.storage, table.folder, paths, table.schema, _between(first, end))
+
+
+def _bounds(table: TableLog, files: pa.Table, target_bytes: int) -> list[list[str | None]]:
+    """For each new file of about target_bytes the videos where its pieces begin and it ends."""
+    paths = files["path"].to_pylist()
     total_bytes = sum(files["size_bytes"].to_pylist())
-    if total_bytes <= target_bytes:
-        return [None, None]
-    rows_per_file = target_bytes / total_bytes * sum(files["num_rows"].to_pylist())
-    bounds: list[str | None] = [None]
-    num_rows = 0
-    for video_id, count in sorted(_sampled_videos(table, files["path"].to_pylist())):
-        if num_rows >= rows_per_file and video_id != bounds[-1]:
-            bounds.append(video_id)
-            num_rows = 0
-        num_rows += count
-    return [*bounds, None]
+    total_rows = sum(files["num_rows"].to_pylist())
+    rows_per_file = min(1.0, target_bytes / total_bytes) * total_rows
+    rows_at_once = PIECE_BYTES / bytes_a_row(table.storage, table.folder, paths)
+    if total_rows <= min(rows_per_file, rows_at_once):
+        return [[None, None]]
+    rows_per_piece = rows_per_file / math.ceil(rows_per_file / rows_at_once)
+    bounds: list[list[str | None]] = [[None]]
+    in_file = in_piece = 0
+    for video_id, count in sorted(_sampled_videos(table, paths)):
+        if in_piece >= rows_per_piece and video_id != bounds[-1][-1]:
+            bounds[-1].append(video_id)
+            in_piece = 0
+            if in_file >= rows_per_file:
+                bounds.append([video_id])
+                in_file = 0
+        in_piece += count
+        in_file += count
+    bounds[-1].append(None)
+    return bounds
 
 
 def _sampled_videos(table: TableLog, paths: list[str]) -> Iterator[tuple[str, int]]:

@@ -5,8 +5,8 @@ Knows nothing of logs and commits: a file written here is not part of a table ye
 
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import IO, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +22,8 @@ Result = TypeVar("Result")
 
 ROW_GROUP_ROWS = 16_384  # 8k to 32k: small enough to skip within a file, large enough to compress
 ZSTD_LEVEL = 3  # the smallest of the codecs tried on COCO counts; higher levels gain under 1 %
+FOOTERS_READ = 8  # to know how long rows are
+SHORT_COLUMNS_BYTES = 100  # of a row decoded: what footers tell is still packed in dictionaries
 SORT_ORDER = ("video_id", "object_id", "frame_index", "revision")
 STATISTICS = ("video_id", "object_id", "frame_index", "revision")
 # what may lie decoded and unread; by pyarrow's own measure 64 batches of 131,072 rows, some 3 GB
@@ -44,15 +46,7 @@ def sorted_rows(table: pa.Table) -> pa.Table:
 def encode_parquet(table: pa.Table, metadata: Mapping[str, str] | None = None) -> bytes:
     """The bytes of a Parquet file; metadata goes to its footer."""
     buffer = io.BytesIO()
-    plain = {"counts", "detail"}  # each value its own: a dictionary would only cost
-    writer = pq.ParquetWriter(
-        buffer,
-        table.schema,
-        compression="zstd",
-        compression_level=ZSTD_LEVEL,
-        use_dictionary=[name for name in table.column_names if name not in plain],
-    )
-    with writer:
+    with _parquet_writer(buffer, table.schema) as writer:
         writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
         writer.add_key_value_metadata(dict(metadata or {}))
     return buffer.getvalue()
@@ -60,29 +54,78 @@ def encode_parquet(table: pa.Table, metadata: Mapping[str, str] | None = None) -
 
 def statistics(table: pa.Table) -> str:
     """Delta Lake's statistics of a file, JSON: what lets a reader skip it."""
-    stats: dict[str, Any] = {
-        "numRecords": table.num_rows,
-        "minValues": {},
-        "maxValues": {},
-        "nullCount": {},
-    }
-    for name in STATISTICS:
-        if name in table.column_names and table.num_rows:
-            extremes = pc.min_max(table[name]).as_py()
-            stats["minValues"][name] = extremes["min"]
-            stats["maxValues"][name] = extremes["max"]
-            stats["nullCount"][name] = table[name].null_count
-    return json.dumps(stats)
+    seen = Statistics()
+    seen.add(table)
+    return seen.as_json()
+
+
+class Statistics:
+    """What `statistics` tells, of rows that come piece by piece."""
+
+    def __init__(self) -> None:
+        self.num_rows = 0
+        self._extremes: dict[str, dict[str, Any]] = {}
+        self._nulls: dict[str, int] = {}
+
+    def add(self, rows: pa.Table) -> None:
+        self.num_rows += rows.num_rows
+        for name in STATISTICS:
+            if name in rows.column_names and rows.num_rows:
+                found = pc.min_max(rows[name]).as_py()
+                seen = self._extremes.setdefault(name, {"min": None, "max": None})
+                for extreme, choose in (("min", min), ("max", max)):
+                    values = (seen[extreme], found[extreme])
+                    seen[extreme] = choose((v for v in values if v is not None), default=None)
+                self._nulls[name] = self._nulls.get(name, 0) + rows[name].null_count
+
+    def as_json(self) -> str:
+        return json.dumps(
+            {
+                "numRecords": self.num_rows,
+                "minValues": {name: seen["min"] for name, seen in self._extremes.items()},
+                "maxValues": {name: seen["max"] for name, seen in self._extremes.items()},
+                "nullCount": self._nulls,
+            }
+        )
 
 
 def write_data_file(storage: Storage, folder: str, path: str, table: pa.Table) -> DataFile:
     """Sort, encode and put one file; overwrites."""
-    table = sorted_rows(table)
-    data = encode_parquet(table)
+    return write_in_pieces(storage, folder, path, table.schema, [table])
+
+
+def write_in_pieces(
+    storage: Storage, folder: str, path: str, schema: pa.Schema, pieces: Iterable[pa.Table]
+) -> DataFile:
+    """As `write_data_file`, of rows that memory need not hold at once.
+
+    pieces: each is sorted here; its rows belong after those of the piece before.
+    """
+    buffer, seen = io.BytesIO(), Statistics()
+    keys = [(name, "ascending") for name in SORT_ORDER if name in schema.names]
+    with _parquet_writer(buffer, schema) as writer:
+        for piece in pieces:
+            seen.add(piece)
+            piece = piece.combine_chunks()  # else each of the steps below would do so
+            order = pc.sort_indices(piece, sort_keys=keys) if keys else None
+            # one row group after the other, for a sorted copy of all would be as large again
+            for start in range(0, piece.num_rows, ROW_GROUP_ROWS):
+                end = start + ROW_GROUP_ROWS
+                rows = piece[start:end] if order is None else piece.take(order[start:end])
+                writer.write_table(rows)
+            del piece  # before the next one is read
+    data = buffer.getvalue()
     storage.put(join_uri(folder, path), data)
-    return DataFile(
-        path=path, size_bytes=len(data), num_rows=table.num_rows, stats=statistics(table)
-    )
+    return DataFile(path=path, size_bytes=len(data), num_rows=seen.num_rows, stats=seen.as_json())
+
+
+def bytes_a_row(storage: Storage, folder: str, paths: Sequence[str]) -> float:
+    """Of decoded rows, about, as a few of the files tell in their footers."""
+    some = paths[:: -(-len(paths) // FOOTERS_READ)]
+    footers = [_read_metadata(storage, folder, path) for path in some]
+    groups = [footer.row_group(n) for footer in footers for n in range(footer.num_row_groups)]
+    num_bytes = sum(int(group.total_byte_size) for group in groups)
+    return SHORT_COLUMNS_BYTES + num_bytes / max(1, sum(int(group.num_rows) for group in groups))
 
 
 def open_files(
@@ -138,14 +181,28 @@ def stream_files(
 
 def read_footer(storage: Storage, folder: str, path: str) -> Mapping[bytes, bytes]:
     """The metadata in a file's footer, reading little else. Raises NotFound, naming the URI."""
+    return _read_metadata(storage, folder, path).metadata or {}
+
+
+def _read_metadata(storage: Storage, folder: str, path: str) -> pq.FileMetaData:
     filesystem = storage.arrow_filesystem(folder)
 
-    def attempt(_: float) -> Mapping[bytes, bytes]:
+    def attempt(_: float) -> pq.FileMetaData:
         with filesystem.open_input_file(path) as file:
-            metadata: Mapping[bytes, bytes] = pq.read_metadata(file).metadata or {}
-            return metadata
+            return pq.read_metadata(file)
 
     return _read(storage, join_uri(folder, path), attempt)
+
+
+def _parquet_writer(sink: IO[bytes], schema: pa.Schema) -> pq.ParquetWriter:
+    plain = {"counts", "detail"}  # each value its own: a dictionary would only cost
+    return pq.ParquetWriter(
+        sink,
+        schema,
+        compression="zstd",
+        compression_level=ZSTD_LEVEL,
+        use_dictionary=[name for name in schema.names if name not in plain],
+    )
 
 
 def _read(storage: Storage, uri: str, attempt: Callable[[float], Result]) -> Result:
