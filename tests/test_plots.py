@@ -63,6 +63,7 @@ def test_little_data_makes_a_plot_too(svg: str) -> None:
 def test_ticks_are_round_and_within() -> None:
     assert Axis(0, 1, 0, 100).ticks() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     assert Axis(0, 7, 0, 100).ticks() == [0, 2, 4, 6]
+    assert Axis(0, 2, 0, 100, counts=True).ticks() == [0, 1, 2], "no half of an object"
     assert [nice_step(x) for x in (1, 1.5, 3, 7, 0.012)] == pytest.approx([1, 2, 5, 10, 0.02])
 
 

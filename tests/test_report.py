@@ -147,6 +147,14 @@ def test_progress_counts_videos_and_masks(root: str) -> None:
     }
 
 
+def test_a_dataset_without_runs_claims_no_speed(root: str) -> None:
+    label(root, {"a": scene()})
+    report = gather(Dataset(root))
+    assert report["progress"]["frames"] == 6
+    text = parse(render(report, [], {})).text
+    assert "6frames labelled" in text and "price" not in text and "a second" not in text
+
+
 def test_rates_and_costs_are_of_whole_runs(root: str) -> None:
     dataset = busy(root)
     report = gather(dataset)
@@ -317,7 +325,9 @@ def test_values_that_nobody_knows_leave_gaps_in_the_page(root: str) -> None:
     dataset = Dataset(root)
     (first, *_) = worst = worst_tracks(dataset, 5)
     assert first["flags"] == [] and first["doubt"] == max(track["doubt"] for track in worst)
-    assert "<h2>Worst tracks</h2>" in render(gather(dataset), worst, {})
+    page = render(gather(dataset), worst, {})
+    assert "<h2>Worst tracks</h2>" in page
+    assert "hardware" not in page, "a column of which no run says anything"
 
 
 def test_every_number_of_the_page_comes_from_the_report(root: str) -> None:

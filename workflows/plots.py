@@ -25,14 +25,16 @@ class Axis:
     high: float
     start_px: float
     end_px: float
+    counts: bool = False
 
     def px(self, value: float) -> float:
         share = (value - self.low) / (self.high - self.low)
         return self.start_px + share * (self.end_px - self.start_px)
 
     def ticks(self, count: int = 5) -> list[float]:
-        """Round numbers within the scale, about so many."""
+        """Round numbers within the scale, about so many; of things counted only whole ones."""
         step = nice_step((self.high - self.low) / count)
+        step = max(step, 1.0) if self.counts else step
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
         return [number * step for number in range(first, last + 1)]
@@ -65,7 +67,7 @@ def histogram_of_counts(
 ) -> str:
     """What `histogram` draws, of values counted elsewhere in equal bins from low to high."""
     high = high if high > low else low + 1.0
-    x, y = _axes(low, high, 0, max([1, *counts]))
+    x, y = _axes(low, high, 0, max([1, *counts]), counts=True)
     width, step = (x.end_px - x.start_px) / len(counts), (high - low) / len(counts)
     marks = [
         f'<rect x="{x.start_px + n * width + 0.5:.1f}" y="{y.px(count):.1f}" '
@@ -94,10 +96,16 @@ def scatter(
     return _framed(title, x, y, x_label, y_label, marks)
 
 
-def line(points: Sequence[tuple[float, float]], title: str, x_label: str, y_label: str) -> str:
-    """Points joined in their order; the upright scale begins at 0."""
+def line(
+    points: Sequence[tuple[float, float]],
+    title: str,
+    x_label: str,
+    y_label: str,
+    counts: bool = False,
+) -> str:
+    """Points joined in their order; the upright scale begins at 0. counts: upright are whole."""
     xs, ys = [a for a, _ in points] or [0.0], [b for _, b in points] or [0.0]
-    x, y = _axes(min(xs), max(xs), 0, max(ys))
+    x, y = _axes(min(xs), max(xs), 0, max(ys), counts)
     path = " ".join(f"{x.px(a):.1f},{y.px(b):.1f}" for a, b in points)
     marks = [f'<polyline points="{path}" fill="none" stroke="{MARK}" stroke-width="2"/>']
     marks += [
@@ -140,9 +148,11 @@ def nice_step(rough: float) -> float:
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
 
 
-def _axes(x_low: float, x_high: float, y_low: float, y_high: float) -> tuple[Axis, Axis]:
+def _axes(
+    x_low: float, x_high: float, y_low: float, y_high: float, counts: bool = False
+) -> tuple[Axis, Axis]:
     x = Axis(x_low, x_high if x_high > x_low else x_low + 1, LEFT, WIDTH - RIGHT)
-    y = Axis(y_low, y_high if y_high > y_low else y_low + 1, HEIGHT - BOTTOM, TOP)
+    y = Axis(y_low, y_high if y_high > y_low else y_low + 1, HEIGHT - BOTTOM, TOP, counts)
     return x, y
 
 

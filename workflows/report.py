@@ -140,19 +140,27 @@ WORST = """
 
 
 def _progress(scope: Scope) -> Json:
-    """Videos by how they ended. left: of the newest labelling run's manifest, not ended yet."""
+    """Videos by how they ended, and what is labelled of them.
+
+    frames: from a video's first labelled one to its last, whatever number of objects they show.
+    """
     videos = scope.row(
         """
         SELECT count(*) FILTER (status = 'ok') AS videos_ok,
                count(*) FILTER (status = 'failed') AS videos_failed,
-               coalesce(sum(num_frames_decoded) FILTER (status = 'ok'), 0)::BIGINT AS frames,
                coalesce(sum(duration_s) FILTER (status = 'ok'), 0)::DOUBLE / 3600 AS video_hours
         FROM ({videos})
         """
     )
     tracks = scope.row(
         """
-        SELECT count(*) AS objects,
+        SELECT (
+                   SELECT coalesce(sum(frames), 0)::BIGINT FROM (
+                       SELECT max(last_frame) - min(first_frame) + 1 AS frames FROM ({tracks})
+                       GROUP BY video_id
+                   )
+               ) AS frames,
+               count(*) AS objects,
                coalesce(sum(last_frame - first_frame + 1), 0)::BIGINT AS object_frames,
                coalesce(sum(frames_present), 0)::BIGINT AS masks_not_empty,
                count(*) FILTER (review <> 'open') AS objects_reviewed,

@@ -30,6 +30,7 @@ th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px soli
 td.n, th.n { text-align: right; } th, td { vertical-align: bottom; white-space: nowrap; }
 td.long { white-space: normal; overflow-wrap: anywhere; min-width: 16rem; }
 div.plots { display: flex; flex-wrap: wrap; gap: 1.2rem; align-items: flex-start; }
+div.plots + div.plots { margin-top: 1.6rem; }
 svg { max-width: 100%; height: auto; }
 ol.tracks { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 1rem;
   padding: 0; list-style: none; }
@@ -76,7 +77,7 @@ def _progress(report: Json) -> list[tuple[str, str]]:
         ("videos failed", _n(progress["videos_failed"])),
         *([("videos in the manifest", _n(in_manifest))] if in_manifest else []),
         ("of video", _duration(3600 * progress["video_hours"])),
-        ("frames", _n(progress["frames"])),
+        ("frames labelled", _n(progress["frames"])),
         ("objects", _n(progress["objects"])),
         ("masks", _n(progress["object_frames"])),
         ("masks not empty", _n(progress["masks_not_empty"])),
@@ -87,6 +88,8 @@ def _progress(report: Json) -> list[tuple[str, str]]:
 
 def _throughput(report: Json) -> list[tuple[str, str]]:
     totals = report["totals"]
+    if not totals["wall_s"]:
+        return []
     cost, currency = totals["cost"], totals["currency"] or ""
     priced = [
         (f"{currency} in all", _n(cost)),
@@ -114,7 +117,7 @@ def _time_plot(report: Json) -> str:
     ended = [
         ((time - times[0]) / unit_s, p["videos"]) for time, p in zip(times, points, strict=True)
     ]
-    return _plots([line(ended, "Videos ended", since, "videos")])
+    return _plots([line(ended, "Videos ended", since, "videos", counts=True)])
 
 
 def _stages(report: Json) -> str:
@@ -139,7 +142,8 @@ def _runs(runs: Sequence[Json]) -> str:
         ("hardware", "hardware"),
     )
     rows = [{**run, "finished_at": _minute(run["finished_at"])} for run in runs]
-    return _table([name for name, _ in names], [[run[key] for _, key in names] for run in rows])
+    told = [(name, key) for name, key in names if any(run[key] is not None for run in rows)]
+    return _table([name for name, _ in told], [[run[key] for _, key in told] for run in rows])
 
 
 def _failures(failures: Sequence[Json]) -> str:
@@ -212,7 +216,7 @@ def _section(title: str, *parts: str) -> str:
 
 def _numbers(values: Iterable[tuple[str, str]]) -> str:
     items = "".join(f"<li><b>{escape(text)}</b>{escape(name)}</li>" for name, text in values)
-    return f'<ul class="numbers">{items}</ul>'
+    return f'<ul class="numbers">{items}</ul>' if items else ""
 
 
 def _plots(plots: Sequence[str]) -> str:
