@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from patience import patiently
 
 QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -25,14 +26,16 @@ def local_ray() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in QUIET.items():
             patch.setenv(name, value)
-        ray.init(
-            address="local",  # never a cluster that happens to run on this machine
-            num_cpus=4,
-            num_gpus=2,
-            include_dashboard=False,
-            object_store_memory=200_000_000,
-            log_to_driver=False,
-            logging_level="warning",
+        patiently(
+            lambda: ray.init(
+                address="local",  # never a cluster that happens to run on this machine
+                num_cpus=4,
+                num_gpus=2,
+                include_dashboard=False,
+                object_store_memory=200_000_000,
+                log_to_driver=False,
+                logging_level="warning",
+            )
         )
         yield
         ray.shutdown()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from bulk import Row, click, contents, settings_of, video_row, words_of, write_rows
 from checkpoints import small_checkpoint
+from patience import patiently
 
 pytestmark = pytest.mark.slow
 
@@ -38,14 +39,16 @@ def cluster() -> Iterator[Any]:
     """A head without processors; machines are the tests' own."""
     from ray.cluster_utils import Cluster
 
-    found = Cluster(
-        initialize_head=True,
-        head_node_args={
-            "num_cpus": 0,
-            "include_dashboard": False,
-            "object_store_memory": 100_000_000,
-            "_system_config": SOON_MISSED,
-        },
+    found = patiently(
+        lambda: Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 0,
+                "include_dashboard": False,
+                "object_store_memory": 100_000_000,
+                "_system_config": SOON_MISSED,
+            },
+        )
     )
     try:
         yield found
@@ -54,14 +57,7 @@ def cluster() -> Iterator[Any]:
 
 
 def add_machine(cluster: Any) -> Any:
-    """Ray gives a machine 30 s to come up, which a crowded one may not keep to."""
-    for _ in range(5):
-        try:
-            return cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
-        except Exception as error:  # Ray's own is of no other class
-            if "timed out during startup" not in str(error):
-                raise
-    raise AssertionError("no machine comes up here")
+    return patiently(lambda: cluster.add_node(num_cpus=1, object_store_memory=100_000_000))
 
 
 @pytest.fixture(scope="module")
