@@ -139,6 +139,8 @@ def configure_logging(level: str) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         force=True,  # Ray and pytest may have put handlers on the root already
     )
+    for library in ("aiobotocore", "botocore"):  # tell every time where credentials came from
+        logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
 def print_last_line(summary: Mapping[str, object]) -> None:

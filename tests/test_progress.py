@@ -35,6 +35,13 @@ def test_what_is_not_known_is_left_out() -> None:
     assert moment(videos_done=200, cost_done=1000.0).line().endswith("30000 masks")
 
 
+def test_a_run_whose_actors_are_not_there_yet_says_so() -> None:
+    starting = moment(videos_done=1, videos_failed=1, is_starting=True)
+    assert starting.line() == "1 of 200 videos, 1 failed, waiting for the first actor"
+    nothing_to_label = moment(videos_done=200, videos_failed=200, is_starting=True)
+    assert "waiting" not in nothing_to_label.line()
+
+
 def test_the_time_left_follows_from_the_work_left_and_not_from_videos() -> None:
     assert moment(videos_done=1, cost_done=500.0).left_s == 600.0
     assert moment(cost_done=2000.0).left_s == 0.0  # more than was expected

@@ -28,7 +28,7 @@ from workflows.finished import FinishedVideos
 from workflows.label import Home, label_tasks
 from workflows.label_engine import EngineFactory, open_engine
 from workflows.label_plan import Labelling, LabelPlan
-from workflows.label_summary import Summary
+from workflows.label_summary import Summary, frames_of
 from workflows.manifest import read_pieces
 from workflows.mask_objects import read_mask_object
 from workflows.next_revisions import next_revisions
@@ -232,16 +232,16 @@ class LabelRun:
 
     def _take(self, home: Home) -> None:
         outcome = home.outcome
+        if home.rest is not None:
+            outcome = read_mask_object(self._storage, self._job.config.output, home.rest)
         log.info(
-            "%s: %s in %.1f s, %s frames",
+            "%s: %s in %.1f s%s",
             outcome.video_id,
             outcome.reason or outcome.status,
             sum(outcome.seconds_by_stage.values()),
-            outcome.num_frames_decoded,
+            f", {frames_of(outcome)} frames" if outcome.status == Status.OK else "",
         )
         self._cost_done += float(self._plan.work[home.task])
-        if home.rest is not None:
-            outcome = read_mask_object(self._storage, self._job.config.output, home.rest)
         self._commit(outcome)
 
     def _commit(self, outcome: VideoOutcome) -> None:
@@ -304,6 +304,7 @@ class LabelRun:
                 elapsed_s=elapsed_s,
                 frames_per_s=self._rate.at(elapsed_s, frames),
                 device_idle_share=None if busy_s is None else 1 - busy_s / totals.alive_s,
+                is_starting=totals == Report(),
             )
         )
 

@@ -25,6 +25,7 @@ class Progress:
     elapsed_s: float
     frames_per_s: float = 0.0
     device_idle_share: float | None = None
+    is_starting: bool = False  # no actor has told anything yet
 
     @property
     def left_s(self) -> float | None:
@@ -37,6 +38,8 @@ class Progress:
         parts = [f"{self.videos_done} of {self.videos} videos"]
         if self.videos_failed:
             parts.append(f"{self.videos_failed} failed")
+        if self.is_starting and self.videos_done < self.videos:
+            return ", ".join([*parts, "waiting for the first actor"])
         parts.append(f"{self.frames_per_s:.1f} frames/s")
         parts.append(f"{self.masks} masks")
         if self.device_idle_share is not None:
