@@ -9,7 +9,7 @@ class Page:
     def __init__(self, browser: Any, **context: Any) -> None:
         self.context = browser.new_context(**{"viewport": {"width": 1400, "height": 860}} | context)
         self.page = self.context.new_page()
-        self.page.set_default_timeout(15_000)
+        self.page.set_default_timeout(90_000)
         self.complaints: list[str] = []
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", self._note)
@@ -46,7 +46,7 @@ class Annotator:
 
         Playwright's own waiting evaluates text within the page, which its policy forbids.
         """
-        for _ in range(750):
+        for _ in range(4500):
             if self.desk(condition):
                 return
             self.page.wait_for_timeout(20)
@@ -81,7 +81,7 @@ class Annotator:
 
     def says(self, text: str) -> None:
         """Wait until the head of the page says so: it follows the desk by a picture's time."""
-        for _ in range(200):
+        for _ in range(4500):
             if self.state() == text:
                 return
             self.page.wait_for_timeout(20)

@@ -106,7 +106,7 @@ def kill_replicas(deployment: str, only: int | None = None) -> list[int]:
     return pids
 
 
-def until_replaced(deployment: str, killed: Sequence[int], limit_s: float = 120.0) -> None:
+def until_replaced(deployment: str, killed: Sequence[int], limit_s: float = 300.0) -> None:
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         if set(replica_pids(deployment)) - set(killed):

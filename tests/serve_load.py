@@ -116,7 +116,7 @@ def _refine(
             status = heard.note("refine", response)
             if status == 200 and _finished(response, video_id, request_id, heard):
                 return
-        if time.monotonic() > end + 60:
+        if time.monotonic() > end + 300:
             with heard.lock:
                 heard.faults.append(f"{request_id}: never came to an end")
             return
@@ -145,7 +145,7 @@ def _finished(response: requests.Response, video_id: str, request_id: str, heard
 
 def check(folder: Path, heard: Heard) -> None:
     """No revision lost or doubled, no mask other than was shown, no answer but clean ones."""
-    assert heard.faults == []
+    assert not heard.faults, "\n".join(heard.faults[:20])
     dataset = Dataset(str(folder / "labels"))
     query = """
         SELECT video_id, revision, object_id, refinement.request_id AS request_id

@@ -15,6 +15,8 @@ from fit_quality import (
     calibration_error,
     reliability,
 )
+from modelled_videos import SEEDS as SEEDS_OF_A_MODEL
+from modelled_videos import first_of_queue, judged, modelled_videos
 from planted_failures import DrawnVideo, drawn_videos
 
 from sam2model.rle import encode_masks
@@ -26,6 +28,7 @@ from workflows.results import DatasetWriter
 from workflows.review_queue import review_queue
 from workflows.rows import MASKS_SCHEMA, Review, Source, Status, VideoOutcome
 from workflows.storage import Storage
+from workflows.train_validation import auroc
 from workflows.video_masks import tracks_of
 
 SEEDS = HELD_OUT_SEEDS[:200]
@@ -87,6 +90,15 @@ def test_doubt_is_the_chance_of_a_failure(dataset: Dataset, drawn: list[DrawnVid
     assert (doubt >= 0).all() and (doubt <= 1).all()
     assert calibration_error(reliability(failed, doubt)) < 0.05
     assert abs(doubt.mean() - failed.mean()) < 0.03
+
+
+@pytest.mark.slow
+def test_tracks_that_a_trained_model_loses_come_earlier_than_its_others(tmp_path: Path) -> None:
+    """Its own scores and failures: by how little, docs/quality.md says."""
+    doubt, fails = judged(modelled_videos(SEEDS_OF_A_MODEL[:24], tmp_path))
+    assert fails.sum() >= 10
+    assert auroc(doubt.tolist(), fails.tolist()) > 0.55
+    assert first_of_queue(0.1, doubt, fails).mean() > 1.3 * fails.mean()
 
 
 # Each kind of failure by itself.

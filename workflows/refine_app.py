@@ -10,7 +10,7 @@ Serve's own port lets everybody in: who may do what is service_http.py's matter.
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import ray
@@ -147,7 +147,9 @@ class ReplicaCaller:
         except (RayError, RayServeException) as error:
             raise _as_service_error(error, method) from error
         finally:
-            response.cancel()  # type: ignore[no-untyped-call]
+            # Of a call that no replica took, Ray's cancel raises again what its caller was told.
+            with suppress(RayError, RayServeException):
+                response.cancel()  # type: ignore[no-untyped-call]
 
 
 def _as_service_error(error: Exception, method: str) -> ServiceError:
