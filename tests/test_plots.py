@@ -41,6 +41,8 @@ def test_bars_are_named_in_full_and_as_long_as_their_values() -> None:
     assert long == pytest.approx(2 * short)
     assert "a" * 80 in [title.text for title in root.iter(SVG + "title")]
     assert "2 s" in [text.text for text in root.iter(SVG + "text")]
+    (half,) = parse(bars([("a", 0.5)], "t", most=1.0)).iter(SVG + "rect")
+    assert float(half.get("width", 0)) == pytest.approx(long / 2), "a poor score is a short bar"
 
 
 @pytest.mark.parametrize(

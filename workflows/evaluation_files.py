@@ -55,7 +55,7 @@ def plots(evaluation: Evaluation) -> dict[str, str]:
             low=-1,
             high=1,
         ),
-        "worst": bars(names, "Lowest J&F"),
+        "worst": bars(names, "Lowest J&F", most=1.0),
     }
 
 

@@ -115,10 +115,16 @@ def line(
     return _framed(title, x, y, x_label, y_label, marks)
 
 
-def bars(rows: Sequence[tuple[str, float]], title: str, unit: str = "") -> str:
-    """A bar a row, with its name before and its value behind; from 0, which all values exceed."""
+def bars(
+    rows: Sequence[tuple[str, float]], title: str, unit: str = "", most: float | None = None
+) -> str:
+    """A bar a row, with its name before and its value behind; from 0, which all values exceed.
+
+    most: the value of a whole bar, by default the largest.
+    """
     height = TOP + ROW * len(rows) + 10
-    scale = Axis(0, max([value for _, value in rows], default=0) or 1, LABEL_WIDTH, WIDTH - 80)
+    most = most or max([value for _, value in rows], default=0) or 1
+    scale = Axis(0, most, LABEL_WIDTH, WIDTH - 80)
     marks = []
     for place, (name, value) in enumerate(rows):
         top = TOP + place * ROW
