@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs._cli import Result, UsageError, job_parser, run
+from jobs._labels import with_progress
 
 if TYPE_CHECKING:
     from workflows.evaluation_scores import AverageScore, Evaluation, ObjectScore
@@ -61,7 +62,13 @@ def evaluate(options: argparse.Namespace) -> Result:
     truth, predicted = (
         _open(spec, options.dataset, storage) for spec in (options.truth, options.predicted)
     )
-    evaluation = score(truth, predicted, Protocol(options.protocol), MissingVideos(options.missing))
+    evaluation = score(
+        truth,
+        predicted,
+        Protocol(options.protocol),
+        MissingVideos(options.missing),
+        progress=lambda videos: with_progress(videos, len(truth), "videos"),
+    )
     print(_table(evaluation))
     summary = evaluation.summary()
     if options.output is not None:

@@ -105,7 +105,9 @@ def test_scores_and_plots_are_written(
     out = tmp_path / "scores"
     words = ["--dataset", root, "--truth", "current", "--predicted", "auto", "--output", str(out)]
     assert main([*words, "--protocol", "sav"]) == 0
-    printed = capsys.readouterr().out
+    captured = capsys.readouterr()
+    printed = captured.out
+    assert "2 of 2 videos" in captured.err
     assert "all 6 objects" in printed and "v · 2" in printed
     scores = json.loads((out / "scores.json").read_text())
     assert (scores["protocol"], scores["truth"], scores["predicted"]) == ("sav", "current", "auto")

@@ -13,7 +13,7 @@ all-frames  each object on all its true frames; one where both masks are empty s
 Decay follows DAVIS' definition; DAVIS' own code errs beyond 256 frames, this does not.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 
 from sam2model import rle
@@ -54,8 +54,11 @@ def evaluate(
     predicted: MaskSource,
     protocol: Protocol,
     missing: MissingVideos = MissingVideos.FAIL,
+    progress: Callable[[Iterable[str]], Iterable[str]] = iter,
 ) -> Evaluation:
     """Scores of all videos of the truth; predicted videos beyond them are not looked at.
+
+    progress: hands on the videos' ids, each when its turn comes.
 
     Where a predicted video lacks an object or a frame, an empty mask counts as its prediction.
     Raises EvaluationError for masks that cannot be decoded or differ in size, and for videos
@@ -69,7 +72,7 @@ def evaluate(
         )
     objects: list[ObjectScore] = []
     omissions: list[Omission] = []
-    for video_id in truth:
+    for video_id in progress(truth):
         if video_id not in predicted and missing == MissingVideos.SKIP:
             omissions.append(Omission(video_id, None, OmissionReason.NOT_PREDICTED))
             continue
