@@ -149,6 +149,8 @@ def test_questions_are_asked_of_as_many_rows_as_wanted() -> None:
 
     assert {row["rows"] for row in rows} <= set(range(1_000, 3_000))
     assert [row["what"] for row in rows][:2] == ["make", "compact"] and len(rows) == 7
+    peaks = [int(str(row["peak_MB"])) for row in rows]
+    assert peaks == sorted(peaks) and peaks[0] > 50
 
 
 def test_sides_take_turns_and_every_turn_is_kept() -> None:

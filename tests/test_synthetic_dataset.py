@@ -111,3 +111,21 @@ def test_ten_million_rows_are_read_in_bounded_memory_and_by_few_files(
     share = dataset.sql("SELECT avg((area_px > 0)::INT) FROM current_masks")[0][0].as_py()
     real_share = sum(rle.area(mask.counts) > 0 for mask in masks) / len(masks)
     assert share == pytest.approx(real_share, abs=0.05)
+
+
+@pytest.mark.slow
+def test_a_million_tracks_are_in_the_current_view(tmp_path: Path) -> None:
+    """Each object once, at its newest revision, counted and ranked in bounded memory."""
+    size = SyntheticSize(videos=200_000, with_masks=False)
+    make_dataset(Storage(), str(tmp_path), MASKS, size)
+    dataset = Dataset(str(tmp_path))
+    refined = "count(*) FILTER (revision = 2)"
+    (counted,) = dataset.sql(
+        f"SELECT count(*) AS n, {refined} AS r FROM current_tracks"
+    ).to_pylist()
+    assert counted == {"n": 10**6, "r": size.refined_tracks} == {"n": size.tracks, "r": 125_000}
+    worst, peak_bytes = peak_of(
+        lambda: dataset.sql("FROM current_tracks ORDER BY doubt DESC LIMIT 20").num_rows
+    )
+    assert worst == 20 and peak_bytes < 2**30
+    assert dataset.tracks([video_name(77)]).num_rows == size.objects

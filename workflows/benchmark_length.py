@@ -4,8 +4,6 @@ Frames are drawn as they are asked for and kept by nobody, so what grows is the 
 """
 
 import multiprocessing
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -19,9 +17,9 @@ from sam2model.engine import Engine
 from sam2model.video import Frame, VideoInfo
 from workflows.benchmark_config import BenchConfig, Row
 from workflows.benchmark_models import processor_for, random_model
+from workflows.benchmark_timing import peak_bytes
 
 HEIGHT, WIDTH = 120, 160
-RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
 
 
 class DrawnVideo:
@@ -74,6 +72,5 @@ def _weigh(config: BenchConfig, num_frames: int) -> tuple[int, int, float]:
     engine.close()
     if told != 2 * num_frames:
         raise AssertionError(f"{told} masks of {num_frames} frames with two objects")
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT_BYTES
     on_gpu = model.device.type == "cuda"
-    return peak_bytes, torch.cuda.max_memory_allocated() if on_gpu else 0, wall_s
+    return peak_bytes(), torch.cuda.max_memory_allocated() if on_gpu else 0, wall_s

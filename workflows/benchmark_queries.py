@@ -9,7 +9,7 @@ import torch
 
 from sam2model.rle import encode_masks
 from workflows.benchmark_config import BenchConfig, Row
-from workflows.benchmark_timing import Turns
+from workflows.benchmark_timing import Turns, peak_bytes
 from workflows.compaction import compact
 from workflows.mask_sources import Rle
 from workflows.query import Dataset
@@ -25,7 +25,10 @@ DOUBTFUL = "SELECT video_id, object_id FROM current_tracks ORDER BY object_score
 
 
 def measure_queries(config: BenchConfig) -> Iterator[Row]:
-    """Best of a few, with a connection of its own each; the files are in the system's cache."""
+    """Best of a few, with a connection of its own each; the files are in the system's cache.
+
+    peak_MB: of this process since it began, so a step adds what it has beyond the one before.
+    """
     for rows in config.query_rows:
         yield from _measure(rows)
 
@@ -36,8 +39,14 @@ def _measure(rows: int) -> Iterator[Row]:
     size = SyntheticSize(videos=max(1, rows * 8 // (9 * per_video)))  # an object in 8 is refined
     with tempfile.TemporaryDirectory() as root:
         storage = Storage()
-        turns.time("make", lambda: make_dataset(storage, root, _discs(), size))
-        turns.time("compact", lambda: compact(storage, root))
+        peak_mb: dict[str, int] = {}
+
+        def take(what: str, ask: Callable[[], object]) -> None:
+            turns.time(what, ask)
+            peak_mb[what] = round(peak_bytes() / 1e6)
+
+        take("make", lambda: make_dataset(storage, root, _discs(), size))
+        take("compact", lambda: compact(storage, root))
         dataset = Dataset(root)
         asked: dict[str, Callable[[], pa.Table]] = {
             "open": lambda: Dataset(root).tracks([video_name(0)]),
@@ -48,12 +57,14 @@ def _measure(rows: int) -> Iterator[Row]:
         }
         for _ in range(REPEATS):
             for ask in asked.items():
-                turns.time(*ask)
+                take(*ask)
     for what in turns.wall_s:
         yield {
             "rows": size.mask_rows,
             "what": what,
             "s": round(turns.best_s(what), 4),
+            "process_s": round(min(turns.cpu_s[what]), 4),
+            "peak_MB": peak_mb[what],
         }
 
 

@@ -1,10 +1,12 @@
 """Seconds of alternatives that take turns. Knows nothing of what they do.
 
 A busy machine slows both sides of a turn alike, so ratios hold where seconds do not. Processor
-seconds, of all threads, leave out what other programs took as well.
+seconds, of all threads, leave out what other programs took as well. Also what a process held.
 """
 
+import resource
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from sam2model.attention import synchronize
 
 P = ParamSpec("P")
 T = TypeVar("T")
+RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
 
 
 @dataclass(slots=True)
@@ -48,3 +51,8 @@ class Turns:
     def best_s(self, side: str) -> float:
         """The seconds of the turn that was disturbed least."""
         return min(self.wall_s[side])
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held since it began."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT_BYTES
