@@ -187,17 +187,23 @@ def test_workers_killed_at_twenty_moments_change_no_row(
     print(f"workers: {killed} killed in {seed} runs")
 
 
+def log_of(settings: dict[str, Any]) -> Path:
+    """What drivers of a job say on standard error."""
+    return Path(f"{settings['output']}.log")
+
+
 def driver(settings: dict[str, Any], address: str) -> "subprocess.Popen[str]":
     """`maskmill label` in a process of its own, on a Ray that outlives it."""
     environment = {**os.environ, "RAY_ADDRESS": address}
-    return subprocess.Popen(
-        [sys.executable, "-m", "jobs.label", *words_of(settings)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+    with log_of(settings).open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "jobs.label", *words_of(settings)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
 
 
 def last_line(process: "subprocess.Popen[str]") -> dict[str, Any]:
@@ -279,9 +285,8 @@ def test_a_signal_ends_a_run_with_every_finished_video_kept(
 ) -> None:
     settings = settings_of(tmp_path, checkpoint, **ALONE, commit__seconds=600.0)
     write_rows(settings, videos)
-    objects = Path(settings["output"], "masks")
     with driver(settings, address_of_ray()) as process:
-        while process.poll() is None and len(list(objects.glob("*/*.parquet"))) < 3:
+        while process.poll() is None and log_of(settings).read_text().count(": ok in ") < 2:
             time.sleep(0.05)
         process.send_signal(number)
         summary = last_line(process)

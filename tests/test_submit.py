@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from bulk import Row, click, settings_of, video_row, words_of, write_rows
 from checkpoints import small_checkpoint
-from ray.job_submission import JobStatus
+from ray.job_submission import JobStatus, JobSubmissionClient
 
 from jobs import submit
 from workflows.config import LabelConfig, load_config, to_tree
@@ -279,10 +279,14 @@ def long_job(folder: Path, checkpoint: Path) -> dict[str, Any]:
     return settings
 
 
-def wait_for_masks(settings: dict[str, Any], least: int) -> None:
-    objects = Path(settings["output"], "masks")
-    while len(list(objects.glob("*/*.parquet"))) < least:
+def wait_for_videos(address: str, name: str, settings: dict[str, Any]) -> None:
+    """Until the driver has at least one video. Masks that are put may not have come home yet: the
+    next run finds them."""
+    objects, client = Path(settings["output"], "masks"), JobSubmissionClient(address)
+    while not list(objects.glob("*/*.parquet")):  # before, there may be no job of that name
         time.sleep(0.05)
+    while client.get_job_logs(name).count(": ok in ") < 2:
+        time.sleep(0.1)
 
 
 @pytest.mark.slow
@@ -291,11 +295,12 @@ def test_a_signal_stops_the_job_and_keeps_what_is_finished(
     number: signal.Signals, job_cluster: str, tmp_path: Path, checkpoint: Path
 ) -> None:
     settings = long_job(tmp_path, checkpoint)
-    words = ["--address", job_cluster, "label", *words_of(settings)]
+    name = f"signal-{number}"
+    words = ["--address", job_cluster, "--submission-id", name, "label", *words_of(settings)]
     with subprocess.Popen(
         [sys.executable, "-m", "jobs.submit", *words], stdout=subprocess.PIPE, text=True, cwd=ROOT
     ) as process:
-        wait_for_masks(settings, least=3)
+        wait_for_videos(job_cluster, name, settings)
         process.send_signal(number)
         out, _ = process.communicate()
     ended = json.loads(out.splitlines()[-1])
@@ -313,7 +318,7 @@ def test_a_job_killed_3_s_after_it_was_asked_has_kept_what_is_finished_and_says_
     words = ["--address", job_cluster, "--no-wait", "--env", "RAY_JOB_STOP_WAIT_TIME_S=3"]
     name = "killed-after-3-s"
     assert submit.main([*words, "--submission-id", name, "label", *words_of(settings)]) == 0
-    wait_for_masks(settings, least=3)
+    wait_for_videos(job_cluster, name, settings)
     server = JobServer(job_cluster)
     server.stop(name)
     assert server.follow(name, lambda text: None).status == "STOPPED"
