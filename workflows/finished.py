@@ -1,7 +1,7 @@
 """What a resumed job need not do again. Knows nothing of manifests or jobs."""
 
-from collections.abc import Collection, Iterable
-from datetime import datetime
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from workflows.data_files import stream_files
 from workflows.delta_log import TableLog
-from workflows.key_index import KeyIndex, digests_of
+from workflows.key_index import KeyIndex, digest_array, digests_of
 from workflows.rows import VIDEOS_SCHEMA, FailureReason, Status
 
 COLUMNS = pa.schema(
@@ -45,22 +45,51 @@ class FinishedVideos:
 
 
 def read_finished(videos: TableLog, retry_reasons: Collection[FailureReason]) -> FinishedVideos:
-    """From the videos table as it is seen now; streams it, 16 bytes stay of each row.
+    """From the videos table as it is seen now; streams it, some 25 bytes stay of each row.
 
     A labelling that only failed goes by its last attempt.
     """
     labelled, failed = KeyIndex(), KeyIndex()
-    last_failure: dict[tuple[str, str], tuple[datetime, str]] = {}
+    retried = pa.array([str(reason) for reason in retry_reasons], pa.string())
+    failures = [_Failures.of([], retried)]
     for batch in stream_files(videos.storage, videos.folder, videos.paths(), COLUMNS):
         is_ok = pc.equal(batch["status"], str(Status.OK))
-        ok = batch.filter(is_ok)
-        labelled.add(zip(*(ok[name].to_pylist() for name in KEY), strict=True))
-        rest = batch.filter(pc.invert(is_ok))
-        for video_id, print_, reason, finished_at in zip(
-            *(rest[name].to_pylist() for name in (*KEY, "reason", "finished_at")), strict=True
-        ):
-            attempt = (finished_at, reason)
-            known = last_failure.get((video_id, print_), attempt)
-            last_failure[video_id, print_] = max(known, attempt)
-    failed.add(key for key, (_, reason) in last_failure.items() if reason not in set(retry_reasons))
+        labelled.add(_keys(batch.filter(is_ok)))
+        failures.append(_Failures.of([batch.filter(pc.invert(is_ok))], retried))
+    failed.add_digests(_lasting(failures))
     return FinishedVideos(labelled, failed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Failures:
+    """Of some failed attempts: what was tried, when, and whether it is not to be tried again."""
+
+    digests: npt.NDArray[np.bytes_]
+    finished_at: npt.NDArray[np.int64]
+    is_final: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, batches: Sequence[pa.RecordBatch], retried: pa.Array) -> "_Failures":
+        rows = pa.Table.from_batches(batches, COLUMNS)
+        is_retried = pc.is_in(rows["reason"], retried)
+        return cls(
+            digest_array(digests_of(_keys(rows))),
+            rows["finished_at"].cast(pa.int64()).to_numpy(),
+            pc.invert(is_retried).to_numpy().astype(bool),
+        )
+
+
+def _lasting(failures: Sequence[_Failures]) -> npt.NDArray[np.bytes_]:
+    """Digests whose last attempt is final."""
+    digests = np.concatenate([f.digests for f in failures])
+    order = np.lexsort((np.concatenate([f.finished_at for f in failures]), digests))
+    ordered = digests[order]
+    is_last = np.ones(len(ordered), bool)
+    is_last[:-1] = ordered[1:] != ordered[:-1]
+    is_final = np.concatenate([f.is_final for f in failures])[order]
+    lasting: npt.NDArray[np.bytes_] = ordered[is_last & is_final]
+    return lasting
+
+
+def _keys(rows: pa.Table | pa.RecordBatch) -> Iterator[tuple[str, ...]]:
+    return zip(*(rows[name].to_pylist() for name in KEY), strict=True)

@@ -25,15 +25,18 @@ class KeyIndex:
     """A set of keys that grows."""
 
     def __init__(self) -> None:
-        self._sorted: npt.NDArray[np.bytes_] = np.empty(0, f"S{DIGEST_BYTES}")
+        self._sorted = digest_array([])
         self._recent: set[bytes] = set()
 
     def add(self, keys: Keys) -> None:
         self._recent.update(digests_of(keys))
         if len(self._recent) >= MERGE_AT:
-            recent = np.array(list(self._recent), self._sorted.dtype)
-            self._sorted = np.unique(np.concatenate([self._sorted, recent]))
+            self.add_digests(digest_array(list(self._recent)))
             self._recent = set()
+
+    def add_digests(self, digests: npt.NDArray[np.bytes_]) -> None:
+        """As `add`, of keys whose digests were taken before."""
+        self._sorted = np.unique(np.concatenate([self._sorted, digests]))
 
     def contains(self, keys: Keys) -> npt.NDArray[np.bool_]:
         """For each key, whether it is there."""
@@ -41,7 +44,7 @@ class KeyIndex:
 
     def holds(self, digests: Sequence[bytes]) -> npt.NDArray[np.bool_]:
         """As `contains`, of keys whose digests were taken before."""
-        wanted = np.array(digests, self._sorted.dtype)
+        wanted = digest_array(digests)
         places = np.searchsorted(self._sorted, wanted)
         places[places == len(self._sorted)] = 0
         found = np.zeros(len(wanted), bool)
@@ -86,3 +89,8 @@ def digests_of(keys: Keys) -> list[bytes]:
         ).digest()
         for key in keys
     ]
+
+
+def digest_array(digests: Sequence[bytes]) -> npt.NDArray[np.bytes_]:
+    """DIGEST_BYTES for each."""
+    return np.array(digests, f"S{DIGEST_BYTES}")
