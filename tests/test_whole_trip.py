@@ -31,7 +31,6 @@ def test_a_real_video_goes_from_a_click_to_a_corrected_label(
     local_ray: None,
     real_data: Callable[[str], Path],
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """With the checkpoint that comes with the code, which is no model for real videos."""
     prompts = [click(1, 0, 652.0, 320.0), click(2, 0, 700.0, 200.0)]  # a ball and a man
@@ -47,17 +46,17 @@ def test_a_real_video_goes_from_a_click_to_a_corrected_label(
         ada = Client(url)
         item = ada.get("queue").json()["items"][0]
         object_id, frame = item["object_id"], item["frame_index"]
-        before = asked(root, frame, capsys)
+        before = asked(root, frame)
         x, y = innermost(before[object_id]["counts"])
         beside = click(object_id, frame, x, y, positive=False)
         (shown,) = ada.preview("juggle", 1, beside)["masks"]
         *frames, last = ada.refine("juggle", 1, beside, draft=True)
         assert {line["frame"]["frame_index"] for line in frames} <= set(range(LAST + 1))
         draft_id = last["result"]["draft_id"]
-        assert asked(root, frame, capsys) == before, "a draft is in no view"
+        assert asked(root, frame) == before, "a draft is in no view"
         assert ada.post(f"videos/juggle/drafts/{draft_id}/commit").json()["revision"] == 2
 
-    after = asked(root, frame, capsys)
+    after = asked(root, frame)
     assert after[object_id] == {"revision": 2, "author": "ada", "counts": shown["counts"]}
     assert shown["counts"] != before[object_id]["counts"]
     (other,) = before.keys() - {object_id}
@@ -67,12 +66,11 @@ def test_a_real_video_goes_from_a_click_to_a_corrected_label(
     assert picture.stat().st_size > 10_000
 
 
-def asked(root: str, frame: int, capsys: pytest.CaptureFixture[str]) -> dict[int, dict[str, Any]]:
+def asked(root: str, frame: int) -> dict[int, dict[str, Any]]:
     """Object → what `maskmill query` says of it."""
-    words = [SQL.format(frame=frame), "--dataset", root, "--format", "jsonl"]
-    assert query.main(words) == 0
-    *lines, _ = capsys.readouterr().out.splitlines()
-    found = [json.loads(line) for line in lines]
+    answer = Path(root).with_name("answer.jsonl")
+    assert query.main([SQL.format(frame=frame), "--dataset", root, "--output", str(answer)]) == 0
+    found = [json.loads(line) for line in answer.read_text().splitlines()]
     return {row.pop("object_id"): row for row in found}
 
 
