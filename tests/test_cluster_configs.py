@@ -122,7 +122,8 @@ def slurm(tmp_path: Path) -> dict[str, str]:
     stub(
         tmp_path,
         "scontrol",
-        '#!/bin/sh\n[ "$*" = "show hostnames n[1-2]" ] && echo n1 && echo n2\n',
+        # as slow as a long list: whoever reads only its beginning breaks the pipe
+        '#!/bin/sh\n[ "$*" = "show hostnames n[1-2]" ] && echo n1 && sleep 0.1 && echo n2\n',
     )
     stub(
         tmp_path,

@@ -18,7 +18,8 @@
 set -euo pipefail
 
 port=6379
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${nodes%%$'\n'*}
 # Seconds that the head waits for the other nodes.
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 
