@@ -21,14 +21,12 @@ from sam2model.video import Video
 from sam2model.video_writer import write_video
 from workflows.mask_metrics import region_similarity
 from workflows.quality import assess
-from workflows.train_scenes import MAX_OBJECTS, clip_of_seed
 from workflows.train_validation import HeldOut, auroc, innermost
 from workflows.video_masks import VideoMasks
 
 SCENES = HeldOut()
-SEEDS = range(
-    2_100_000, 2_100_070
-)  # neither the model nor the weights of quality.py have seen them
+# neither the model nor the weights of quality.py have seen them
+SEEDS = range(2_100_000, 2_100_070)
 FPS = 12
 FAILS_BELOW = 0.5  # mean J after the prompted frame
 FloatArray = npt.NDArray[np.float64]
@@ -63,11 +61,7 @@ def modelled_videos(seeds: range, folder: Path) -> Iterator[ModelledVideo]:
 
 
 def _label(engine: Engine, seed: int, folder: Path) -> ModelledVideo | None:
-    times = [float(t) for t in range(SCENES.num_frames)]
-    clip = clip_of_seed(seed, times, SCENES.height, SCENES.width)
-    areas = np.bincount(clip.labels[0].ravel(), minlength=256)
-    least = SCENES.least_share * SCENES.height * SCENES.width
-    objects = [o for o in range(1, MAX_OBJECTS + 1) if areas[o] >= least]
+    clip, objects = SCENES.scene(seed)
     if not objects:
         return None
     path, name = folder / f"{seed}.mp4", f"s{seed}"

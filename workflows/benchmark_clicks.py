@@ -27,7 +27,7 @@ def measure_clicks(config: BenchConfig) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
         write_bench_video(path, num_frames)
-        before = bench_prompts(path)
+        before = bench_prompts()
         with Video(path, name=path.name) as video:
             memory = VideoMemory()
             turns.time("label all", _refine, engine, video, before, None, memory)

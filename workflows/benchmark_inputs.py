@@ -19,7 +19,6 @@ from sam2model import (
     Sam2VideoVideoProcessor,
 )
 from sam2model.video_writer import write_video
-from workflows.demo_inputs import KNOWN_CLICKS
 
 Picture = npt.NDArray[np.uint8]  # (H, W, 3)
 
@@ -27,10 +26,9 @@ IMAGE_SIZE = 256
 HEIGHT, WIDTH, FPS = 240, 320, 12
 
 
-def bench_prompts(video: Path) -> list[Prompt]:
-    """A click on each known object of a video; of any other, on the two discs of ours."""
-    clicks = KNOWN_CLICKS.get(video.name, [_disc_centre(0, 0), _disc_centre(1, 0)])
-    return [Prompt(object_id, 0, (click,), (True,)) for object_id, click in enumerate(clicks, 1)]
+def bench_prompts() -> list[Prompt]:
+    """A click on each of the two discs."""
+    return [Prompt(disc + 1, 0, (_disc_centre(disc, 0),), (True,)) for disc in (0, 1)]
 
 
 def write_bench_video(path: Path, num_frames: int = 36) -> None:

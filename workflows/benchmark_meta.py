@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sam2model import Sam2VideoModel
 from sam2model.checkpoint import names_from_meta
+from workflows.benchmark_config import BenchConfig
 from workflows.benchmark_models import Point
 from workflows.config import ConfigError
 
@@ -73,6 +74,19 @@ class MetaPredictor:
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
+
+
+def meta_predictors(
+    config: BenchConfig, size: str, ours: Sam2VideoModel
+) -> dict[str, MetaPredictor]:
+    """Those that a configuration asks for, by name: none without its folder."""
+    if config.meta is None:
+        return {}
+    forms = {"meta": False} | ({"meta_compiled": True} if config.meta_compiled else {})
+    return {
+        name: MetaPredictor(config.meta, size, ours, compiled=compiled)
+        for name, compiled in forms.items()
+    }
 
 
 def names_to_meta(names: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from sam2model.memory_bank import Readout
 from sam2model.track_step import Sam2Network
 from workflows.benchmark_config import BenchConfig, Row
 from workflows.benchmark_machine import products_per_s
-from workflows.benchmark_meta import MetaPredictor
+from workflows.benchmark_meta import MetaPredictor, meta_predictors
 from workflows.benchmark_models import (
     FRAME_SIZE,
     Point,
@@ -40,11 +40,7 @@ def measure_objects(config: BenchConfig) -> Iterator[Row]:
     """A row for each number of objects; masks are compared on every frame."""
     ours = random_model(config.size, config.device, config.dtype)
     theirs = twin_of_transformers(ours)
-    meta: dict[str, MetaPredictor] = {}
-    if config.meta is not None:
-        meta["meta"] = MetaPredictor(config.meta, config.size, ours, compiled=False)
-        if config.meta_compiled:
-            meta["meta_compiled"] = MetaPredictor(config.meta, config.size, ours, compiled=True)
+    meta = meta_predictors(config, config.size, ours)
     rate = products_per_s(ours.device, ours.for_compute().dtype)
     for count in config.objects:
         yield _measure(config, ours, theirs, meta, count, rate)

@@ -1,5 +1,6 @@
 """A result of `maskmill bench` as a page of Markdown. Knows nothing of how anything is measured."""
 
+import json
 from collections.abc import Mapping, Sequence
 
 from workflows.benchmark import SUITES
@@ -20,14 +21,8 @@ def command_of(config: BenchConfig) -> str:
     """The command line with every key that is not at its default."""
     defaults = to_tree(BenchConfig())
     changed = {key: v for key, v in to_tree(config).items() if v != defaults[key]}
-    options = [f" --set '{key}={_yaml(value)}'" for key, value in changed.items()]
-    return "maskmill bench" + " \\\n  ".join(["", *options])
-
-
-def _yaml(value: object) -> str:
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return f"[{', '.join(map(_yaml, value))}]"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    options = [f"--set '{key}={json.dumps(value)}'" for key, value in changed.items()]
+    return " \\\n  ".join(["maskmill bench", *options])
 
 
 def _table(rows: Sequence[Row]) -> str:

@@ -100,7 +100,7 @@ def _run(folder: Path, name: str, videos: int) -> tuple[float, float]:
             "mask": None,
             "category": None,
         }
-        for prompt in bench_prompts(path)
+        for prompt in bench_prompts()
     ]
     row = {"video_uri": str(path), "prompts": prompts}
     write_manifest(

@@ -20,7 +20,7 @@ from sam2model.semantics import REFERENCE
 from sam2model.video import Video
 from workflows.benchmark_config import BenchConfig, Row
 from workflows.benchmark_inputs import bench_prompts, write_bench_video
-from workflows.benchmark_meta import MetaPredictor
+from workflows.benchmark_meta import MetaPredictor, meta_predictors
 from workflows.benchmark_models import (
     Point,
     processor_for,
@@ -47,7 +47,7 @@ def measure_videos(config: BenchConfig) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
         write_bench_video(path, config.video_frames)
-        prompts = bench_prompts(path)[: config.objects[0]]
+        prompts = bench_prompts()[: config.objects[0]]
         with ThreadPoolExecutor(config.videos) as pool:
 
             def all_at_once() -> int:
@@ -120,15 +120,10 @@ def _tracks_of_transformers(ours: Sam2VideoModel) -> Tracks:
 
 def _tracks_of_meta(config: BenchConfig, ours: Sam2VideoModel) -> dict[str, Tracks]:
     """Its predictor eager, and compiled where that is wanted; none of the demo's small model."""
-    if config.meta is None or config.video_model == "demo":
+    if config.video_model == "demo":
         return {}
-    forms = {"meta": False} | ({"meta_compiled": True} if config.meta_compiled else {})
-    return {
-        name: _tracks_of_predictor(
-            MetaPredictor(config.meta, config.video_model, ours, compiled=compiled)
-        )
-        for name, compiled in forms.items()
-    }
+    predictors = meta_predictors(config, config.video_model, ours)
+    return {name: _tracks_of_predictor(predictor) for name, predictor in predictors.items()}
 
 
 def _tracks_of_predictor(predictor: MetaPredictor) -> Tracks:

@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from sam2model import Prompt
 from sam2model.video_writer import write_video
-from workflows.train_scenes import FIRST_STILL, MAX_OBJECTS, Clip, Labels, clip_of_seed
+from workflows.train_scenes import Clip, Labels, clip_of_seed, moving_objects
 from workflows.train_validation import innermost
 
 HEIGHT, WIDTH, FPS = 240, 320, 12
@@ -47,5 +45,4 @@ def _clicks_on_shapes() -> list[tuple[float, float]]:
 
 def drawn_objects(first: Labels) -> list[int]:
     """Ids of the moving things of a first frame (H, W) that are large enough to click on."""
-    areas = np.bincount(first.ravel(), minlength=FIRST_STILL)
-    return [number for number in range(1, MAX_OBJECTS + 1) if areas[number] >= LEAST_AREA_PX]
+    return moving_objects(first, LEAST_AREA_PX)

@@ -283,6 +283,12 @@ def clip_of_seed(seed: int, times: Sequence[float], height: int = 256, width: in
     return Scene.of_seed(seed, height, width).draw(times)
 
 
+def moving_objects(first: Labels, least_px: float) -> list[int]:
+    """Ids of the moving things that fill so much of a first frame (H, W)."""
+    areas = np.bincount(first.ravel(), minlength=FIRST_STILL)
+    return [number for number in range(1, MAX_OBJECTS + 1) if areas[number] >= least_px]
+
+
 def _smooth_step(x: float) -> float:
     x = min(max(x, 0.0), 1.0)
     return x * x * (3 - 2 * x)

@@ -1,7 +1,7 @@
 """How well weights do on clips that they were not trained on. Knows nothing of optimisers."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from workflows.mask_metrics import Mask, region_similarity, score_pair
 from workflows.train_batches import BatchShape, box_of, make_batch
 from workflows.train_clips import ClipSource
 from workflows.train_losses import mask_iou
-from workflows.train_scenes import MAX_OBJECTS, Clip, clip_of_seed
+from workflows.train_scenes import Clip, clip_of_seed, moving_objects
 from workflows.train_unroll import UnrollPlan, normalised_frames, unroll
 
 Masks = npt.NDArray[np.bool_]  # (N, H, W)
@@ -34,8 +34,9 @@ def check_prompts(network: Sam2Network, source: ClipSource, frames: int = 6) -> 
     cell = size // network.config.mask_size[0]
     sums: dict[str, list[float]] = {}
     for name, kinds in (("click", (1.0, 0.0, 0.0)), ("box", (0.0, 1.0, 0.0))):
-        plain = BatchShape(16, frames, 3, kinds, 64, size, cell, vary=False)
-        shape = replace(plain, box_jitter=0.0, still=0.0)
+        shape = BatchShape(
+            16, frames, 3, kinds, 64, size, cell, vary=False, box_jitter=0.0, still=0.0
+        )
         for step in range(1):
             batch = make_batch(source, shape, 5, step)
             image = network.encode_images(normalised_frames(batch))
@@ -65,6 +66,13 @@ class HeldOut:
     width: int = 320
     least_share: float = 0.001  # of the frame, of an object that is prompted
 
+    def scene(self, seed: int) -> tuple[Clip, list[int]]:
+        """The frames of a seed, and the moving objects that are prompted on the first."""
+        times = [float(t) for t in range(self.num_frames)]
+        clip = clip_of_seed(seed, times, self.height, self.width)
+        least_px = self.least_share * self.height * self.width
+        return clip, moving_objects(clip.labels[0], least_px)
+
 
 def score_held_out(
     checkpoint: str | Path, numbers: Iterable[int], held_out: HeldOut = HeldOut()
@@ -87,8 +95,7 @@ def score_held_out(
     scores: list[float] = []
     present: list[bool] = []
     for number in numbers:
-        clip = _scene(number, held_out)
-        objects = _prompted(clip, held_out)
+        clip, objects = held_out.scene(held_out.first_seed + number)
         if not objects:
             continue
         first = [clip.labels[0] == i for i in objects]
@@ -145,18 +152,6 @@ def innermost(mask: Mask) -> tuple[float, float]:
     rows, columns = np.nonzero(left)
     middle = len(rows) // 2
     return float(columns[middle] - 1), float(rows[middle] - 1)
-
-
-def _scene(number: int, held_out: HeldOut) -> Clip:
-    times = [float(t) for t in range(held_out.num_frames)]
-    return clip_of_seed(held_out.first_seed + number, times, held_out.height, held_out.width)
-
-
-def _prompted(clip: Clip, held_out: HeldOut) -> list[int]:
-    """Ids of the moving objects that are large enough on the first frame."""
-    areas = np.bincount(clip.labels[0].ravel(), minlength=256)
-    least = held_out.least_share * held_out.height * held_out.width
-    return [i for i in range(1, MAX_OBJECTS + 1) if areas[i] >= least]
 
 
 def masks_of(
