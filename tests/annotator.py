@@ -50,7 +50,7 @@ class Annotator:
             if self.desk(condition):
                 return
             self.page.wait_for_timeout(20)
-        raise AssertionError(f"never came: {condition}; the page says {self.state()!r}")
+        raise AssertionError(f"never came: {condition}; the page says {self.text('#state')!r}")
 
     def desk(self, expression: str) -> Any:
         return self.page.evaluate(f"(({expression}))(window.desk)")
@@ -76,13 +76,13 @@ class Annotator:
         )
         return area, look
 
-    def state(self) -> str:
-        return str(self.page.locator("#state").inner_text())
+    def text(self, place: str) -> str:
+        return str(self.page.locator(place).inner_text())
 
-    def says(self, text: str) -> None:
-        """Wait until the head of the page says so: it follows the desk by a picture's time."""
+    def says(self, text: str, place: str = "#state") -> None:
+        """Wait until a place of the page says so: it follows the desk by a picture's time."""
         for _ in range(4500):
-            if self.state() == text:
+            if self.text(place) == text:
                 return
             self.page.wait_for_timeout(20)
-        raise AssertionError(f"wanted {text!r}; the page says {self.state()!r}")
+        raise AssertionError(f"wanted {text!r} at {place}; the page says {self.text(place)!r}")

@@ -67,7 +67,7 @@ def test_an_annotator_corrects_saves_and_accepts(
     ada = annotator()
     ada.page.click("#queue-list li button")  # the most doubtful: v1, object 1, frame 7
     ada.until("desk => desk.open?.frame === 7 && desk.open.masks.base.size >= 24")
-    assert ada.page.locator("#frame-flag").inner_text() == "⚑ area jump (object 1)"
+    ada.says("⚑ area jump (object 1)", "#frame-flag")
     before = Scene().disc(0, 7).sum()
     assert ada.shown(7) == (before, "kept")
 
@@ -80,7 +80,7 @@ def test_an_annotator_corrects_saves_and_accepts(
     ada.press("Control+z")
     ada.until(f"desk => desk.open.masks.shown(1, 7)[0].area_px > {before}")
     ada.says("1 correction, not propagated")
-    assert ada.page.locator("#span-text").inner_text() == f"Frames 0 to {FRAMES - 1}, object 1"
+    ada.says(f"Frames 0 to {FRAMES - 1}, object 1", "#span-text")
 
     ada.press("p")
     ada.until("desk => desk.open.draft")
@@ -180,7 +180,7 @@ def test_cancelling_keeps_what_was_computed_as_a_draft(
     ada.click(84, 102)
     ada.press("p")
     ada.until("desk => desk.open.done >= 3")
-    assert ada.page.locator("#cancel").is_visible()
+    ada.page.wait_for_selector("#cancel")
     ada.press("Escape")
     ada.until("desk => desk.open.draft && !desk.open.propagating")
     (draft,) = refinements.drafts("v1", "ada")
@@ -283,7 +283,7 @@ def test_the_page_says_what_it_waits_for(annotator: Callable[..., Annotator]) ->
     ada.page.route("**/preview", lambda route: held.append(route))
     ada.click(82, 103)
     ada.page.wait_for_selector("#waiting:not([hidden])")
-    assert ada.page.locator("#waiting").inner_text() == "Asking the model …"
+    ada.says("Asking the model …", "#waiting")
     ada.until("desk => desk.open.preview !== null")
     held[0].continue_()
     ada.page.wait_for_selector("#waiting", state="hidden")
