@@ -1,8 +1,12 @@
 """Manifests, configurations and the contents of datasets for tests of the bulk job."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from videos import write_moving_square
 
@@ -13,6 +17,8 @@ from workflows.rows import PromptRow
 from workflows.storage import Storage
 
 Row = dict[str, Any]
+
+ROOT = Path(__file__).parents[1]
 
 NOT_COMPARED = {"run_id", "created_at", "finished_at", "seconds_by_stage"}
 CURRENT_TRACKS = "SELECT * FROM current_tracks ORDER BY video_id, object_id"
@@ -65,6 +71,41 @@ def config_of(settings: dict[str, Any]) -> LabelConfig:
 def words_of(settings: dict[str, Any]) -> list[str]:
     """The same for a command line."""
     return [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+
+
+def driver(
+    job: str,
+    settings: dict[str, Any],
+    address: str,
+    words: Sequence[str] = (),
+    log: IO[str] | None = None,
+) -> "subprocess.Popen[str]":
+    """`maskmill JOB` in a process of its own, on the Ray at an address, which outlives it.
+
+    words: further options. log: takes its standard error, which nobody reads by default.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", f"jobs.{job}", *words_of(settings), *words],
+        cwd=ROOT,
+        env={**os.environ, "RAY_ADDRESS": address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL if log is None else log,
+        text=True,
+    )
+
+
+def last_line(process: "subprocess.Popen[str]") -> dict[str, Any]:
+    """The summary that a driver ends with; waits for it."""
+    out, _ = process.communicate()
+    summary: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return summary
+
+
+def address_of_ray() -> str:
+    """Of the Ray that this process is connected to."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def write_rows(settings: dict[str, Any], rows: Sequence[Row]) -> None:

@@ -30,6 +30,14 @@ def real_data() -> Callable[[str], Path]:
     return path_of
 
 
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small model of random weights, which nobody writes to."""
+    from checkpoints import small_checkpoint
+
+    return small_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
 @pytest.fixture(autouse=True)
 def no_log_handler_outlives_its_test() -> Iterator[None]:
     """A job run within a test logs to that test's captured stderr, which is closed after it."""

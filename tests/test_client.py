@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import small_checkpoint
 from refining import FRAMES, click, label_video, labels, sessions, version
 from serving import ADMIN, TOKENS, app_over, served
 
@@ -22,11 +21,6 @@ from workflows.service_videos import VideoList
 from workflows.storage import Storage
 
 CORRECTION = click(1, 12, 80.0)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture

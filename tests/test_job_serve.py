@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import requests
 import yaml
-from checkpoints import small_checkpoint
 from refining import click, label_video
 from serve_cluster import SETTINGS, Client
 
@@ -65,11 +64,6 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")

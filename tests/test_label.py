@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from bulk import Row, click, settings_of, video_row, words_of, write_rows
-from checkpoints import small_checkpoint
 
 from jobs import label as label_job
 from workflows.query import Dataset
@@ -19,11 +18,6 @@ pytest_plugins = ["local_ray"]
 pytestmark = pytest.mark.cluster
 
 WIDTH = 128
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture

@@ -17,16 +17,19 @@ from typing import Any
 
 import pytest
 from bulk import (
+    ROOT,
     Row,
+    address_of_ray,
     click,
     config_of,
     contents,
+    driver,
+    last_line,
     settings_of,
     video_row,
     words_of,
     write_rows,
 )
-from checkpoints import small_checkpoint
 from scripted_engine import NoOp, Poisoned, Real
 
 from workflows.label_engine import EngineFactory
@@ -36,7 +39,6 @@ from workflows.query import Dataset
 pytest_plugins = ["local_ray"]
 pytestmark = pytest.mark.cluster
 
-ROOT = Path(__file__).parents[1]
 # Who shares a step, and which kernel is the fastest on the day, change the last bits of floats, and
 # runs are compared to the last bit here. Several videos at once are compared with an engine that
 # does not compute.
@@ -48,11 +50,6 @@ ALONE = {
 }
 TOGETHER = {"compute__videos_in_flight": 3, "compute__actors": 2}
 SOON = {"commit__videos": 3, "commit__seconds": 0.5}
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="session")
@@ -192,30 +189,10 @@ def log_of(settings: dict[str, Any]) -> Path:
     return Path(f"{settings['output']}.log")
 
 
-def driver(settings: dict[str, Any], address: str) -> "subprocess.Popen[str]":
-    """`maskmill label` in a process of its own, on a Ray that outlives it."""
-    environment = {**os.environ, "RAY_ADDRESS": address}
+def labelling(settings: dict[str, Any]) -> "subprocess.Popen[str]":
+    """A driver whose log is kept."""
     with log_of(settings).open("a") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "jobs.label", *words_of(settings)],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-
-
-def last_line(process: "subprocess.Popen[str]") -> dict[str, Any]:
-    out, _ = process.communicate()
-    summary: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return summary
-
-
-def address_of_ray() -> str:
-    import ray
-
-    return str(ray.get_runtime_context().gcs_address)
+        return driver("label", settings, address_of_ray(), log=log)
 
 
 def kill_drivers(
@@ -234,7 +211,7 @@ def kill_drivers(
 
     for _ in range(kills):
         put_before = num_put()
-        with driver(settings, address_of_ray()) as process:
+        with labelling(settings) as process:
             # One in four perhaps before it has begun, the others when something is under way.
             waits = kills == 1 or choose.random() < 0.75
             while waits and num_put() == put_before and process.poll() is None:
@@ -245,7 +222,7 @@ def kill_drivers(
             if process.poll() is None:
                 process.kill()
                 killed.append(num_put())
-    with driver(settings, address_of_ray()) as process:
+    with labelling(settings) as process:
         summary = last_line(process)
     assert (summary["ok"], summary["failed"]) == (len(rows), 0)
     return contents(settings["output"]), killed
@@ -285,7 +262,7 @@ def test_a_signal_ends_a_run_with_every_finished_video_kept(
 ) -> None:
     settings = settings_of(tmp_path, checkpoint, **ALONE, commit__seconds=600.0)
     write_rows(settings, videos)
-    with driver(settings, address_of_ray()) as process:
+    with labelling(settings) as process:
         while process.poll() is None and log_of(settings).read_text().count(": ok in ") < 2:
             time.sleep(0.05)
         process.send_signal(number)
@@ -297,7 +274,7 @@ def test_a_signal_ends_a_run_with_every_finished_video_kept(
     assert kept == summary["labelled"] >= 1
     (run,) = dataset.sql("SELECT videos_ok, run_id FROM runs").to_pylist()
     assert run == {"videos_ok": kept, "run_id": summary["run_id"]}
-    with driver(settings, address_of_ray()) as process:
+    with labelling(settings) as process:
         rest = last_line(process)
     assert (rest["ok"], rest["skipped"]) == (len(videos), kept)
 
@@ -307,7 +284,10 @@ def test_two_drivers_on_one_dataset_give_every_row_once(
 ) -> None:
     settings = settings_of(tmp_path, checkpoint, **ALONE, **SOON)
     write_rows(settings, videos)
-    with driver(settings, address_of_ray()) as one, driver(settings, address_of_ray()) as other:
+    with (
+        labelling(settings) as one,
+        labelling(settings) as other,
+    ):
         summaries = [last_line(one), last_line(other)]
     assert [(s["ok"], s["failed"]) for s in summaries] == [(len(videos), 0)] * 2
     assert contents(settings["output"]) == wanted

@@ -1,23 +1,17 @@
 """Several machines: actors on all of them, and machines that go away in the middle of a run."""
 
-import json
-import os
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bulk import Row, click, contents, settings_of, video_row, words_of, write_rows
-from checkpoints import small_checkpoint
+from bulk import Row, click, contents, driver, last_line, settings_of, video_row, write_rows
 from patience import patiently
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
 # Ray notices a machine that is gone after seconds instead of half a minute.
 SOON_MISSED = {
     "health_check_initial_delay_ms": 1000,
@@ -61,34 +55,12 @@ def add_machine(cluster: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_checkpoint(tmp_path_factory.mktemp("checkpoint"))
-
-
-@pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     folder = tmp_path_factory.mktemp("videos")
     return [
         video_row(folder, f"v{i:02}", 12 + 5 * (i % 4), prompts=[click(0), click(5, i % 3, 90.0)])
         for i in range(16)
     ]
-
-
-def driver(cluster: Any, settings: dict[str, Any], *words: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "jobs.label", *words_of(settings), *words],
-        cwd=ROOT,
-        env={**os.environ, "RAY_ADDRESS": cluster.address},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-
-
-def last_line(process: "subprocess.Popen[str]") -> dict[str, Any]:
-    out, _ = process.communicate()
-    summary: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return summary
 
 
 def lose_machines(
@@ -98,7 +70,7 @@ def lose_machines(
     machines = [add_machine(cluster), add_machine(cluster)]
     masks = Path(settings["output"], "masks")
     lost = 0
-    with driver(cluster, settings) as process:
+    with driver("label", settings, cluster.address) as process:
         while lost < kills and process.poll() is None:
             # From the first masks on, so that something is under way when a machine goes.
             if list(masks.glob("*/*.parquet")):
@@ -113,7 +85,7 @@ def lose_machines(
         summary = last_line(process)
     # A video may be hit three times, which is recorded; it is taken again on request.
     while summary["failed"]:
-        with driver(cluster, settings, "--retry", "reason=internal") as process:
+        with driver("label", settings, cluster.address, ["--retry", "reason=internal"]) as process:
             summary = last_line(process)
     for machine in machines:
         cluster.remove_node(machine, allow_graceful=False)
@@ -181,7 +153,7 @@ def test_actors_of_one_pool_work_on_all_machines(
     write_rows(settings, videos)
     from workflows.query import Dataset
 
-    with driver(cluster, settings) as process:
+    with driver("label", settings, cluster.address) as process:
         summary = last_line(process)
     for machine in machines:
         cluster.remove_node(machine, allow_graceful=False)

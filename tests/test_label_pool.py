@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from bulk import Row, config_of, settings_of, video_row, write_rows
-from checkpoints import small_checkpoint
 from scripted_engine import Gathered, NoOp, Patient, Poisoned
 
 from jobs import label as label_job
@@ -21,11 +20,6 @@ from workflows.query import Dataset
 
 pytest_plugins = ["local_ray"]
 pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import small_checkpoint
 from refining import (
     FRAMES,
     box,
@@ -45,11 +44,6 @@ from workflows.storage import NotFound
 
 CORRECTED = 12  # the frame on which a person finds a mistake
 CORRECTION = click(1, CORRECTED, 80.0)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")

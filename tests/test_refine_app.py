@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import requests
-from checkpoints import small_checkpoint
 from refining import FRAMES, click, label_video, labels, open_sessions
 from serve_cluster import Client, kill_replicas, serving_dataset, until_replaced
 from serving import ADMIN, READER, TOKENS
@@ -18,11 +17,6 @@ pytestmark = pytest.mark.cluster
 pytest_plugins = ["local_ray"]
 
 CORRECTION = click(1, 12, 80.0)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import requests
-from checkpoints import small_checkpoint
 from refining import click, label_video
 from scripted_refinements import Scene
 from serve_cluster import (
@@ -25,11 +24,6 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 pytest_plugins = ["local_ray"]
 
 VIDEOS = [f"v{number}" for number in range(8)]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")

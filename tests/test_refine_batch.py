@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 from bulk import settings_of, words_of
-from checkpoints import small_checkpoint
 from refining import click, label_config, label_video, labels, refine, request, sessions
 
 from jobs import refine as refine_job
@@ -40,11 +39,6 @@ from workflows.video_refiner import RefiningJob
 pytest_plugins = ["local_ray"]
 
 CORRECTION = click(1, 8, 80.0)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,10 @@
 """Drivers of a batch of refinements are killed in its midst; each request is one revision."""
 
-import json
 import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bulk import contents, settings_of, words_of
-from checkpoints import small_checkpoint
+from bulk import address_of_ray, contents, driver, last_line, settings_of
 from refining import click, label_video
 
 from workflows.query import Dataset
@@ -25,7 +22,6 @@ from workflows.storage import Storage
 pytest_plugins = ["local_ray"]
 pytestmark = pytest.mark.cluster
 
-ROOT = Path(__file__).parents[1]
 VIDEOS = [f"v{number}" for number in range(6)]
 REFINED = """
     SELECT request_id, video_id, status, reason FROM refinements ORDER BY ALL
@@ -35,11 +31,6 @@ REVISIONS = """
     WHERE source = 'refine' ORDER BY ALL
 """
 Contents = dict[str, list[dict[str, Any]]]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")
@@ -65,26 +56,14 @@ def settings(folder: Path, checkpoint: Path, **changes: Any) -> dict[str, Any]:
     return values
 
 
-def driver(values: dict[str, Any]) -> "subprocess.Popen[str]":
-    """`maskmill refine` in a process of its own, on a Ray that outlives it."""
-    import ray
-
-    address = str(ray.get_runtime_context().gcs_address)
-    return subprocess.Popen(
-        [sys.executable, "-m", "jobs.refine", *words_of(values)],
-        cwd=ROOT,
-        env={**os.environ, "RAY_ADDRESS": address},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+def refine_driver(values: dict[str, Any]) -> "subprocess.Popen[str]":
+    return driver("refine", values, address_of_ray())
 
 
 def run_to_the_end(values: dict[str, Any]) -> dict[str, Any]:
-    with driver(values) as process:
-        out, _ = process.communicate()
-    assert process.returncode == 0, out
-    summary: dict[str, Any] = json.loads(out.splitlines()[-1])
+    with refine_driver(values) as process:
+        summary = last_line(process)
+    assert process.returncode == 0, summary
     return summary
 
 
@@ -155,7 +134,7 @@ def test_a_driver_that_is_killed_and_run_again_gives_each_request_one_revision(
             return put(folder) > before
         return dataset.refresh().sql("SELECT count(*) FROM refinements")[0][0].as_py() > 0
 
-    with held_up(labelled / f"{VIDEOS[-1]}.mp4"), driver(values) as process:
+    with held_up(labelled / f"{VIDEOS[-1]}.mp4"), refine_driver(values) as process:
         kill_when(process, is_time)
     committed = len(contents_of(folder)["revisions"])
     assert (committed == 0) if moment == "put" else (0 < committed < len(VIDEOS))
@@ -174,7 +153,7 @@ def test_drivers_killed_at_many_moments_give_each_request_one_revision(
         folder = copy_of(labelled, tmp_path / str(turn))
         values = settings(folder, checkpoint, commit__videos=2, commit__seconds=0.2)
         for _ in range(3):
-            with driver(values) as process:
+            with refine_driver(values) as process:
                 try:
                     process.wait(choose.uniform(4, 20))
                 except subprocess.TimeoutExpired:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from bulk import config_of, contents, settings_of
-from checkpoints import small_checkpoint
 from refining import ALONE, click, masks_of, refine, request
 from serve_cluster import Client, serving_dataset
 from videos import write_moving_square
@@ -83,11 +82,6 @@ class Place:
             for name in ("model_sha256", "fingerprint"):  # of weights named by their place
                 track.pop(name)
         return found
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from bulk import Row, click, settings_of, video_row, words_of, write_rows
-from checkpoints import small_checkpoint
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from jobs import submit
@@ -174,11 +173,6 @@ def test_paths_become_absolute_and_names_of_models_stay() -> None:
     assert config.manifest == str(Path.cwd() / "m.parquet")
     assert config.output == "s3://b/o"
     assert config.model.checkpoint == "facebook/sam2.1-hiera-tiny"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 class Clients:
