@@ -291,6 +291,21 @@ def test_neighbours_that_join_and_leave_at_any_time_change_nothing_whatever_the_
     assert_same_logits(engine.logits, alone[1])
 
 
+def test_in_steps_of_one_object_neighbours_do_not_change_a_bit(
+    network: Sam2Network, clips: dict[str, Path]
+) -> None:
+    logits = []
+    for neighbours in (0, 4):
+        with running(network, slots=1, frame_batch=1) as engine:
+            label_in_turn(engine, clips, random.Random(4), neighbours)
+            logits.append(
+                {key: engine.logits[key] for key in engine.logits if key[0] in LABELLINGS}
+            )
+    assert logits[0].keys() == logits[1].keys()
+    for key, wanted in logits[0].items():
+        assert torch.equal(logits[1][key], wanted), key
+
+
 def test_without_the_rounding_of_memories_neighbours_change_no_more_than_the_last_bits_of_fp32(
     network: Sam2Network, clips: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

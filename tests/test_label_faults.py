@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from bulk import (
+    EXACT,
     ROOT,
     Row,
     address_of_ray,
@@ -30,7 +31,7 @@ from bulk import (
     words_of,
     write_rows,
 )
-from scripted_engine import NoOp, Poisoned, Real
+from scripted_engine import Poisoned, Real
 
 from workflows.label_engine import EngineFactory
 from workflows.label_run import label
@@ -39,16 +40,8 @@ from workflows.query import Dataset
 pytest_plugins = ["local_ray"]
 pytestmark = pytest.mark.cluster
 
-# Who shares a step, and which kernel is the fastest on the day, change the last bits of floats, and
-# runs are compared to the last bit here. Several videos at once are compared with an engine that
-# does not compute.
-ALONE = {
-    "compute__videos_in_flight": 1,
-    "compute__frame_batch": 1,
-    "compute__actors": 2,
-    "model__attention": "plain",
-}
-TOGETHER = {"compute__videos_in_flight": 3, "compute__actors": 2}
+ALONE = {**EXACT, "compute__videos_in_flight": 1, "compute__actors": 2}
+TOGETHER = {**ALONE, "compute__videos_in_flight": 3}
 SOON = {"commit__videos": 3, "commit__seconds": 0.5}
 
 
@@ -85,18 +78,6 @@ def wanted(
 ) -> Contents:
     """Of the videos, labelled by the model."""
     return undisturbed(tmp_path_factory.mktemp("wanted"), checkpoint, videos, Real(), **ALONE)
-
-
-@pytest.fixture(scope="session")
-def wanted_of_many(
-    local_ray: None,
-    tmp_path_factory: pytest.TempPathFactory,
-    checkpoint: Path,
-    videos: list[Row],
-) -> Contents:
-    """The same by an engine that does not compute, so that many may be in flight."""
-    folder = tmp_path_factory.mktemp("wanted-of-many")
-    return undisturbed(folder, checkpoint, videos, NoOp(), **TOGETHER)
 
 
 def alive(pids: Path) -> list[Path]:
@@ -141,12 +122,11 @@ def kill_workers(
     """The contents after a run with kills, and how many there were."""
     folder.mkdir()
     (pids := folder / "pids").mkdir()
-    factory: EngineFactory = Real(pids) if alone else NoOp(pids, frame_s=0.02)
     changes = ALONE if alone else TOGETHER
     settings = settings_of(folder, checkpoint, **changes, **SOON)
     write_rows(settings, rows)
     with killing_workers(pids, kills, seed) as killed:
-        label_all(settings, factory)
+        label_all(settings, Real(pids))
     return contents(settings["output"]), len(killed)
 
 
@@ -159,26 +139,22 @@ def test_workers_killed_at_random_change_no_row(
 
 
 def test_workers_killed_with_three_videos_in_flight_change_no_row(
-    wanted_of_many: Contents, tmp_path: Path, checkpoint: Path, videos: list[Row]
+    wanted: Contents, tmp_path: Path, checkpoint: Path, videos: list[Row]
 ) -> None:
     found, kills = kill_workers(tmp_path / "run", checkpoint, videos, 2, seed=1, alone=False)
     assert kills > 0
-    assert found == wanted_of_many
+    assert found == wanted
 
 
 @pytest.mark.slow
 def test_workers_killed_at_twenty_moments_change_no_row(
-    wanted: Contents,
-    wanted_of_many: Contents,
-    tmp_path: Path,
-    checkpoint: Path,
-    videos: list[Row],
+    wanted: Contents, tmp_path: Path, checkpoint: Path, videos: list[Row]
 ) -> None:
     killed = seed = 0
     while killed < 24:
         alone = seed % 2 == 0
         found, kills = kill_workers(tmp_path / str(seed), checkpoint, videos, 3, seed, alone)
-        assert found == (wanted if alone else wanted_of_many)
+        assert found == wanted
         killed, seed = killed + kills, seed + 1
         assert seed < 40, f"only {killed} workers were alive to be killed"
     print(f"workers: {killed} killed in {seed} runs")

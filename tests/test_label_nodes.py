@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bulk import Row, click, contents, driver, last_line, settings_of, video_row, write_rows
+from bulk import EXACT, Row, click, contents, driver, last_line, settings_of, video_row, write_rows
 from patience import patiently
 
 pytestmark = pytest.mark.slow
@@ -19,13 +19,7 @@ SOON_MISSED = {
     "health_check_timeout_ms": 5000,
     "health_check_failure_threshold": 3,
 }
-EXACT = {
-    "compute__videos_in_flight": 1,
-    "compute__frame_batch": 1,
-    "model__attention": "plain",
-    "commit__videos": 3,
-    "commit__seconds": 0.5,
-}
+ON_TWO = {**EXACT, "compute__actors": 2, "commit__videos": 3, "commit__seconds": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +93,7 @@ def wanted(
     videos: list[Row],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, list[Row]]:
-    settings = settings_of(
-        tmp_path_factory.mktemp("undisturbed"), checkpoint, compute__actors=2, **EXACT
-    )
+    settings = settings_of(tmp_path_factory.mktemp("undisturbed"), checkpoint, **ON_TWO)
     write_rows(settings, videos)
     summary, _ = lose_machines(cluster, settings, 0, random.Random(0))
     assert (summary["ok"], summary["reruns"]) == (len(videos), 0)
@@ -115,7 +107,7 @@ def test_a_machine_that_goes_away_changes_no_row(
     checkpoint: Path,
     videos: list[Row],
 ) -> None:
-    settings = settings_of(tmp_path, checkpoint, compute__actors=2, **EXACT)
+    settings = settings_of(tmp_path, checkpoint, **ON_TWO)
     write_rows(settings, videos)
     summary, lost = lose_machines(cluster, settings, 1, random.Random(1))
     assert (summary["ok"], lost) == (len(videos), 1)
@@ -132,7 +124,7 @@ def test_machines_that_go_away_at_twenty_moments_change_no_row(
     lost = seed = 0
     while lost < 20:
         (folder := tmp_path / str(seed)).mkdir()
-        settings = settings_of(folder, checkpoint, compute__actors=2, **EXACT)
+        settings = settings_of(folder, checkpoint, **ON_TWO)
         write_rows(settings, videos)
         summary, kills = lose_machines(cluster, settings, 4, random.Random(seed))
         assert summary["ok"] == len(videos)

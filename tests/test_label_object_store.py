@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from bulk import Row, click, config_of, contents, settings_of, video_row, write_rows
+from bulk import EXACT, Row, click, config_of, contents, settings_of, video_row, write_rows
 from checkpoints import small_checkpoint
 
 from workflows.label_run import label
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 pytest_plugins = ["local_ray", "object_store", "ceph_store"]
 
 ROOT = "s3://maskmill-test/job"
-EXACT = {"compute__videos_in_flight": 1, "compute__frame_batch": 1, "model__attention": "plain"}
 
 
 @pytest.fixture

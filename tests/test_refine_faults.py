@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bulk import address_of_ray, contents, driver, last_line, settings_of
+from bulk import EXACT, address_of_ray, contents, driver, last_line, settings_of
 from refining import click, label_video
 
 from workflows.query import Dataset
@@ -48,8 +48,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path
 
 
 def settings(folder: Path, checkpoint: Path, **changes: Any) -> dict[str, Any]:
-    exact = {"compute__slots_per_actor": 1, "compute__frame_batch": 1, "model__attention": "plain"}
-    values = settings_of(folder, checkpoint, **exact, **changes)
+    values = settings_of(folder, checkpoint, **EXACT, **changes)
     del values["manifest"]
     values["dataset"] = values.pop("output")
     values["requests"] = folder / "requests.parquet"

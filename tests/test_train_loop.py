@@ -18,7 +18,7 @@ from sam2model.track_step import Sam2Network
 from workflows.config import ConfigError
 from workflows.train import clip_source, run_training, starting_network
 from workflows.train_batches import make_batch
-from workflows.train_config import TrainConfig
+from workflows.train_config import PicturesConfig, TrainConfig
 from workflows.train_loop import (
     StepBatches,
     Trainer,
@@ -110,7 +110,7 @@ def test_it_learns_one_clip_by_heart(tmp_path: Path) -> None:
     config = replace(tiny_config(tmp_path), phases=(phase,))
     torch.manual_seed(0)
     trainer = begun(config)
-    shape = replace(batch_shape(config, phase, trainer.network), vary=False)
+    shape = replace(batch_shape(config, phase, trainer.network.config), vary=False)
     batch = make_batch(clip_source(config, 64), shape, 0, 1)
 
     def worst_iou() -> float:
@@ -149,6 +149,27 @@ def test_the_learning_rate_rises_falls_and_knows_its_phase(tmp_path: Path) -> No
     assert rates[0] == pytest.approx(0.1) and max(rates) == rates[10] == pytest.approx(1.0)
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_a_phase_of_clips_has_steps_of_single_pictures_as_often_as_it_says(tmp_path: Path) -> None:
+    pictures = PicturesConfig(share=0.25, clips=3, objects=2, prompts_each=2)
+    phase = one_phase(steps=400, clips=2, frames=3, correction=1.0, pictures=pictures)
+    config = replace(tiny_config(tmp_path), phases=(phase,))
+    steps = [phase_at(config, step)[0] for step in range(400)]
+    of_pictures = [n for n, found in enumerate(steps) if found.frames == 1]
+    assert 0.2 < len(of_pictures) / 400 < 0.3
+    assert {(steps[n].clips, steps[n].objects, steps[n].prompts_each) for n in of_pictures} == {
+        (3, 2, 2)
+    }
+    assert all(found == phase for n, found in enumerate(steps) if n not in of_pictures)
+
+    trainer = begun(config)
+    batches = StepBatches(config, clip_source(config, 64), trainer.network, 0)
+    for step in (of_pictures[0], next(n for n in range(400) if n not in of_pictures)):
+        trainer.step = step
+        batch = batches[step]
+        assert tuple(batch.pixels.shape[:2]) == (steps[step].clips, steps[step].frames)
+        assert trainer.train_step(batch)["total"] > 0
 
 
 def test_workers_see_other_batches_and_their_gradients_are_averaged(tmp_path: Path) -> None:

@@ -76,6 +76,16 @@ class WorkersConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class PicturesConfig:
+    """Steps of single pictures among those of clips, so that neither skill is lost to the other."""
+
+    share: Share
+    clips: AtLeast1
+    objects: AtLeast1
+    prompts_each: AtLeast1 = 1
+
+
+@dataclass(frozen=True, slots=True)
 class PhaseConfig:
     """A stretch of training with one kind of batch and one schedule of the learning rate."""
 
@@ -99,6 +109,7 @@ class PhaseConfig:
     still: Share = 1.0
     prompts_each: AtLeast1 = 1
     box_jitter: Share = 0.1
+    pictures: PicturesConfig | None = None
     losses: LossWeights | None = None
 
     def __post_init__(self) -> None:

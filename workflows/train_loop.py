@@ -8,7 +8,7 @@ import logging
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Dataset
 
+from sam2model.configuration import Sam2VideoConfig
 from sam2model.track_step import Sam2Network
 from workflows.train_batches import BatchShape, make_batch
 from workflows.train_clips import ClipSource
@@ -46,12 +47,27 @@ class Worker:
 
 
 def phase_at(config: TrainConfig, step: int) -> tuple[PhaseConfig, int]:
-    """The phase of a step, counted from 0, and the step within it."""
+    """The phase of a step, counted from 0, as that step has it, and the step within it."""
+    within = step
     for phase in config.phases:
-        if step < phase.steps:
-            return phase, step
-        step -= phase.steps
+        if within < phase.steps:
+            return _as_pictures(phase, config.seed, step), within
+        within -= phase.steps
     raise ValueError(f"step {step} past the last phase")
+
+
+def _as_pictures(phase: PhaseConfig, seed: int, step: int) -> PhaseConfig:
+    """The phase with single pictures for clips, if this is one of its steps that has them."""
+    pictures = phase.pictures
+    if pictures is None or np.random.default_rng([seed, step, 5]).random() >= pictures.share:
+        return phase
+    return replace(
+        phase,
+        frames=1,
+        clips=pictures.clips,
+        objects=pictures.objects,
+        prompts_each=pictures.prompts_each,
+    )
 
 
 def total_steps(config: TrainConfig) -> int:
@@ -82,8 +98,8 @@ def plan_of(phase: PhaseConfig, seed: int, step: int) -> UnrollPlan:
     )
 
 
-def batch_shape(config: TrainConfig, phase: PhaseConfig, network: Sam2Network) -> BatchShape:
-    size = network.config.image_size
+def batch_shape(config: TrainConfig, phase: PhaseConfig, model: Sam2VideoConfig) -> BatchShape:
+    size = model.image_size
     return BatchShape(
         clips=phase.clips,
         frames=phase.frames,
@@ -91,7 +107,7 @@ def batch_shape(config: TrainConfig, phase: PhaseConfig, network: Sam2Network) -
         kinds=(phase.click, phase.box, phase.mask),
         min_area_px=config.data.min_area_px,
         size=size,
-        cell_px=size // network.config.mask_size[0],
+        cell_px=size // model.mask_size[0],
         box_jitter=phase.box_jitter,
         absence=phase.absence,
         still=phase.still,
@@ -106,7 +122,7 @@ class StepBatches(Dataset[ClipBatch]):
         self, config: TrainConfig, source: ClipSource, network: Sam2Network, rank: int
     ) -> None:
         self._config, self._source, self._rank = config, source, rank
-        self._shapes = {p.name: batch_shape(config, p, network) for p in config.phases}
+        self._model = network.config
 
     def __len__(self) -> int:
         return total_steps(self._config)
@@ -114,7 +130,8 @@ class StepBatches(Dataset[ClipBatch]):
     def __getitem__(self, step: int) -> ClipBatch:
         phase, _ = phase_at(self._config, step)
         seed = self._config.seed + 1_000_003 * self._rank
-        return make_batch(self._source, self._shapes[phase.name], seed, step)
+        shape = batch_shape(self._config, phase, self._model)
+        return make_batch(self._source, shape, seed, step)
 
 
 def batch_losses(

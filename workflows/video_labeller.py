@@ -62,7 +62,7 @@ class LabellingJob:
         return VideoLabeller(self, engine, on_frame)
 
     def alone(self, slots: int) -> Self:
-        """The same with one video at a time and fewer slots, which changes no mask."""
+        """The same with one video at a time and fewer slots: the same masks up to rounding."""
         compute = replace(
             self.config.compute,
             videos_in_flight=1,
