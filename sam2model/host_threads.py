@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Lock, Thread
 
 import torch
+from torch import Tensor
 
 _pools: dict[int, ThreadPoolExecutor] = {}
 _lock = Lock()
@@ -36,6 +37,34 @@ def run_parts(parts: Sequence[Callable[[], None]]) -> None:
     errors = [error for error in (future.exception() for future in futures) if error is not None]
     if errors:
         raise errors[0]
+
+
+def in_blocks(
+    work: Callable[[slice, slice], Tensor],
+    empty: Callable[[Sequence[int]], Tensor],
+    shape: Sequence[int],
+    rows: int,
+) -> Tensor:
+    """work(all, all), whose result has that shape; on a processor a block at a time.
+
+    work: of one of axis 0 and of some of axis 1, `rows` at most, neither of which sees the others.
+    empty: makes the result. With gradients, in torch.compile and elsewhere all is one block.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return work(slice(None), slice(None))
+    out = empty(shape)
+    if out.device.type != "cpu":
+        return work(slice(None), slice(None))
+
+    def part(n: int, some: slice) -> Callable[[], None]:
+        def run() -> None:
+            out[n : n + 1, some] = work(slice(n, n + 1), some)
+
+        return run
+
+    starts = range(0, shape[1], rows)
+    run_parts([part(n, slice(s, s + rows)) for n in range(shape[0]) for s in starts])
+    return out
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:

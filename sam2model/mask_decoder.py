@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sam2model.configuration import Sam2VideoMaskDecoderConfig
 from sam2model.derived import DerivedModule
 from sam2model.hiera import FeedForward
+from sam2model.host_threads import in_blocks
 from sam2model.position_encoding import FourierEncoding
 
 
@@ -256,11 +257,18 @@ class MaskDecoder(DerivedModule[DecoderConstants]):
 
     def _upscale(self, image: Tensor, fine: Tensor, middle: Tensor) -> Tensor:
         """(N, H·W, C) → (N, 4H, 4W, C/8), adding the finer features on the way."""
-        height, width = middle.shape[1] // 2, middle.shape[2] // 2
-        x = image.unflatten(1, (height, width))
-        x = _double(x, self.upscale_conv1) + middle
-        x = F.gelu(self.upscale_layer_norm(x))
-        return F.gelu(_double(x, self.upscale_conv2) + fine)
+        size = middle.shape[1] // 2, middle.shape[2] // 2
+        count = len(image)
+
+        def some(objects: slice, rows: slice) -> Tensor:
+            x = image[objects].unflatten(1, size)
+            x = _double(x, self.upscale_conv1) + middle.expand(count, -1, -1, -1)[objects]
+            x = F.gelu(self.upscale_layer_norm(x))
+            x = _double(x, self.upscale_conv2) + fine.expand(count, -1, -1, -1)[objects]
+            return F.gelu(x)[:, rows]
+
+        shape = (count, *fine.shape[1:])
+        return in_blocks(some, image.new_empty, shape, fine.shape[1])
 
     def _is_stable(self, logits: Tensor) -> Tensor:
         """Whether the mask hardly depends on the threshold: (N,) bool."""

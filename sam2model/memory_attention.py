@@ -4,7 +4,8 @@ Knows nothing of which frames are remembered or why; keys may come in any order.
 rewrites of the published layers (identity tests: tests/test_memory_attention.py):
 values stay the 64 remembered channels and Wo·Wv is applied after the softmax; the first
 layer up to its cross-attention queries depends on the frame alone and runs once a frame;
-object pointers are attended apart and joined by log-sum-exp.
+object pointers are attended apart and joined by log-sum-exp. Between attentions every place is for
+itself, and processors take a block of them through all that lies there while it is in the cache.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,10 @@ from sam2model.attention import attend, join
 from sam2model.configuration import Sam2VideoConfig
 from sam2model.derived import DerivedModule
 from sam2model.hiera import ACTIVATIONS
-from sam2model.position_encoding import rotary_turns, rotate
+from sam2model.host_threads import in_blocks
+from sam2model.position_encoding import pairs_in_halves, rotary_turns, rotate
+
+ROWS = 512  # of a block of places: what lies between two layers of a perceptron fits a core's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +52,15 @@ class Projection:
 
 @dataclass(frozen=True, slots=True)
 class FoldedLayer:
-    """One layer's projections: queries scaled by 1/√D, values folded into the output."""
+    """One layer's projections: queries scaled by 1/√D, values folded into the output.
+
+    Queries and keys come with the pairs that turn in the halves of a head's channels.
+    """
 
     self_query: Projection
+    self_key: Projection
     cross_query: Projection
+    cross_key: Projection
     cross_output: Projection  # (C, heads·C_mem): all of Wo·Wv
 
 
@@ -69,9 +78,16 @@ class RopeAttention(nn.Module):
         self.o_proj = nn.Linear(inner, hidden)
 
     def fold_query(self) -> Projection:
-        """Queries, scaled by 1/√D."""
+        """Queries, scaled by 1/√D, for `rotate`."""
         scale = (self.q_proj.out_features // self.heads) ** -0.5
-        return Projection(self.q_proj.weight * scale, self.q_proj.bias * scale)
+        return self._to_be_turned(self.q_proj.weight * scale, self.q_proj.bias * scale)
+
+    def fold_key(self) -> Projection:
+        """Keys, for `rotate`."""
+        return self._to_be_turned(self.k_proj.weight, self.k_proj.bias)
+
+    def _to_be_turned(self, weight: Tensor, bias: Tensor) -> Projection:
+        return Projection(pairs_in_halves(weight, self.heads), pairs_in_halves(bias, self.heads))
 
     def fold_output(self) -> Projection:
         """Wo·Wv of every head side by side, in fp32: rows of a softmax sum to 1."""
@@ -89,6 +105,20 @@ class RopeAttention(nn.Module):
     def merge_heads(self, x: Tensor) -> Tensor:
         """(N·heads, L, D) → (N, L, heads·D)."""
         return x.unflatten(0, (-1, self.heads)).transpose(1, 2).flatten(2)
+
+    def turned(self, x: Tensor, project: Projection, turns: Tensor) -> Tensor:
+        """Queries or keys, turned by their places: (N, L, C) → (N·heads, L, D)."""
+
+        def some(objects: slice, rows: slice) -> Tensor:
+            projected = project(x[objects, rows]).unflatten(-1, (self.heads, -1))
+            return rotate(projected, turns[:, rows, None])
+
+        shape = (*x.shape[:2], self.heads, project.bias.shape[0] // self.heads)
+        return in_blocks(some, x.new_empty, shape, ROWS).transpose(1, 2).flatten(0, 1)
+
+    def part(self, x: Tensor, objects: slice, rows: slice = slice(None)) -> Tensor:
+        """Some objects' heads, some rows of each: (N·heads, L, …) → (n·heads, l, …)."""
+        return x.unflatten(0, (-1, self.heads))[objects, :, rows].flatten(0, 1)
 
     def share_heads(self, x: Tensor) -> Tensor:
         """(N, K, D) → (N·heads, K, D), the same for every head."""
@@ -115,7 +145,9 @@ class MemoryAttentionLayer(DerivedModule[FoldedLayer]):
         cross = self.cross_attn_image
         return FoldedLayer(
             self_query=self.self_attn.fold_query(),
+            self_key=self.self_attn.fold_key(),
             cross_query=cross.fold_query(),
+            cross_key=cross.fold_key(),
             cross_output=cross.fold_output(),
         )
 
@@ -123,12 +155,13 @@ class MemoryAttentionLayer(DerivedModule[FoldedLayer]):
         """Self-attention, and the queries to memory: (N, L, C) → (N, L, C), (N, L, C')."""
         folded, attn = self.derived(), self.self_attn
         normed = self.layer_norm1(x)
-        q = rotate(attn.split_heads(folded.self_query(normed)), turns)
-        k = rotate(attn.split_heads(attn.k_proj(normed)), turns)
+        q = attn.turned(normed, folded.self_query, turns)
+        k = attn.turned(normed, folded.self_key, turns)
         looked, _ = attend(q, k, attn.split_heads(attn.v_proj(normed)))
         x = x + attn.o_proj(attn.merge_heads(looked.to(x.dtype)))
-        queries = self.cross_attn_image.split_heads(folded.cross_query(self.layer_norm2(x)))
-        return x, self.cross_attn_image.merge_heads(rotate(queries, turns))
+        cross = self.cross_attn_image
+        queries = cross.turned(self.layer_norm2(x), folded.cross_query, turns)
+        return x, cross.merge_heads(queries)
 
     def after_queries(
         self, x: Tensor, queries: Tensor, memory: MemoryKeys, turns: Tensor
@@ -136,21 +169,29 @@ class MemoryAttentionLayer(DerivedModule[FoldedLayer]):
         """Attention to memory and the perceptron: (N, L, C) → (N, L, C)."""
         folded, attn = self.derived(), self.cross_attn_image
         q = attn.split_heads(queries)
-        # (N, M, L, heads·D) → turn each frame's keys by their own place → (N·heads, M·L, D)
-        keys = attn.k_proj(memory.spatial_keys).unflatten(-1, (attn.heads, -1))
-        keys = rotate(keys.transpose(2, 3), turns).transpose(1, 2).flatten(2, 3).flatten(0, 1)
-        spatial = attend(q, keys, attn.share_heads(memory.spatial.flatten(1, 2)))
-
-        pointer_keys = attn.split_heads(attn.k_proj(memory.pointer_keys))
-        masked = _masked_attention(
+        # Each frame's keys are turned by their own place: (N, M, L, C_mem) → (N·heads, M·L, D).
+        keys = attn.turned(memory.spatial_keys.flatten(0, 1), folded.cross_key, turns)
+        keys = keys.unflatten(0, (*memory.spatial_keys.shape[:2], attn.heads))
+        spatial = attend(
             q,
-            pointer_keys,
+            keys.transpose(1, 2).flatten(2, 3).flatten(0, 1),
+            attn.share_heads(memory.spatial.flatten(1, 2)),
+        )
+        pointers = (
+            attn.split_heads(folded.cross_key(memory.pointer_keys)),
             attn.share_heads(memory.pointers),
             attn.share_heads(memory.pointer_valid.unsqueeze(-1)).squeeze(-1),
         )
-        looked = attn.merge_heads(join(spatial, masked).to(x.dtype))
-        x = x + folded.cross_output(looked)
-        return x + self.linear2(self.activation(self.linear1(self.layer_norm3(x))))
+
+        def rest(objects: slice, rows: slice) -> Tensor:
+            """What follows on the attention to space, of some places: (n, l, C)."""
+            near, out, lse = (attn.part(t, objects, rows) for t in (q, *spatial))
+            masked = _masked_attention(near, *(attn.part(t, objects) for t in pointers))
+            looked = attn.merge_heads(join((out, lse), masked).to(x.dtype))
+            y = x[objects, rows] + folded.cross_output(looked)
+            return y + self.linear2(self.activation(self.linear1(self.layer_norm3(y))))
+
+        return in_blocks(rest, x.new_empty, x.shape, ROWS)
 
 
 def _masked_attention(q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -44,23 +44,41 @@ def temporal_encoding(offsets: Tensor, channels: int) -> Tensor:
 def rotary_turns(
     height: int, width: int, channels: int, theta: float, device: torch.device
 ) -> Tensor:
-    """The axial rotary turn of every cell, rows first: (height·width, channels/2) complex64.
+    """Cosine and sine of every cell's axial rotary turn, rows first: (2, height·width, channels/2).
 
-    One unit number for each pair of neighbouring channels; the first half of the pairs turns
-    with x, the second with y.
+    fp32; one angle for each pair of channels. The first half of the pairs turns with x, the second
+    with y.
     """
     quarter = channels // 4
     frequency = theta ** (-torch.arange(quarter, dtype=torch.float32, device=device) / quarter)
     x = torch.arange(width, dtype=torch.float32, device=device).repeat(height)
     y = torch.arange(height, dtype=torch.float32, device=device).repeat_interleave(width)
     angle = torch.cat((x[:, None] * frequency, y[:, None] * frequency), dim=1)
-    return torch.polar(torch.ones_like(angle), angle)
+    return torch.stack((angle.cos(), angle.sin()))
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn the channel pairs of `x` (…, L, D) by `turns` (L, D/2) in fp32; the dtype of `x`."""
-    pairs = torch.view_as_complex(x.float().contiguous().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
+    """Turn the channel pairs of `x` (…, L, D) by `turns` (2, L, D/2) in fp32; the dtype of `x`.
+
+    Channel i of the first half and channel i of the second are a pair: `pairs_in_halves`.
+    """
+    cos, sin = turns
+    first, second = x.chunk(2, dim=-1)
+    turned = (
+        torch.addcmul(first * cos, second, sin, value=-1),
+        torch.addcmul(second * cos, first, sin),
+    )
+    return torch.cat(turned, dim=-1).to(x.dtype)
+
+
+def pairs_in_halves(channels: Tensor, heads: int) -> Tensor:
+    """What stands for neighbouring pairs along axis 0, as `rotate` wants each head's channels.
+
+    Checkpoints pair channels 2i and 2i + 1. The same order for queries and for keys changes no
+    score, and whole halves are turned without taking neighbours apart.
+    """
+    by_pair = channels.unflatten(0, (heads, -1, 2))
+    return by_pair.transpose(1, 2).flatten(0, 2)
 
 
 class FourierEncoding(nn.Module):

@@ -14,6 +14,7 @@ from sam2model.configuration import Sam2VideoConfig
 from sam2model.derived import DerivedModule
 from sam2model.fpn_neck import FoldedLateral, VisionEncoder, fold
 from sam2model.hiera import FeedForward, Hiera
+from sam2model.host_threads import in_blocks
 from sam2model.mask_decoder import MaskDecoder, MaskOutput
 from sam2model.memory_attention import MemoryAttention, MemoryKeys
 from sam2model.memory_bank import REMEMBERED_AS, Readout
@@ -285,6 +286,22 @@ class Sam2Network(DerivedModule[NetworkConstants]):
         logits: (N, h, w) of any size; object_score: (N,); prompted: (N,) bool, true where a
         person prompted this frame: such masks are remembered hard, others soft.
         """
+        height, width = self.config.feature_size
+        share = image.memory_share.expand(len(logits), -1, -1, -1)
+
+        def some(objects: slice, places: slice) -> Tensor:
+            masks = self._masks_to_remember(logits[objects], prompted[objects])
+            return self.memory_encoder(share[objects], masks)[:, places]
+
+        shape = (len(logits), height * width, self.config.memory_encoder_output_channels)
+        memory = in_blocks(some, share.new_empty, shape, height * width)
+        if self.occlusion_spatial_embedding_parameter is not None:
+            absent = (object_score <= 0).to(memory.dtype)[:, None, None]
+            memory = memory + absent * self.occlusion_spatial_embedding_parameter
+        return memory.to(REMEMBERED_AS)
+
+    def _masks_to_remember(self, logits: Tensor, prompted: Tensor) -> Tensor:
+        """(N, h, w) of any size → (N, 1, S, S) as the memory encoder reads them."""
         size = self.config.image_size
         if logits.shape[-1] != size:
             logits = F.interpolate(logits[:, None], size=(size, size), mode="bilinear")
@@ -292,12 +309,7 @@ class Sam2Network(DerivedModule[NetworkConstants]):
             logits = logits[:, None]
         chance = torch.where(prompted[:, None, None, None], (logits > 0).float(), logits.sigmoid())
         scaled = chance * self.config.sigmoid_scale_for_mem_enc
-        scaled = (scaled + self.config.sigmoid_bias_for_mem_enc).to(self.dtype)
-        memory = self.memory_encoder(image.memory_share, scaled)
-        if self.occlusion_spatial_embedding_parameter is not None:
-            absent = (object_score <= 0).to(memory.dtype)[:, None, None]
-            memory = memory + absent * self.occlusion_spatial_embedding_parameter
-        return memory.to(REMEMBERED_AS)
+        return (scaled + self.config.sigmoid_bias_for_mem_enc).to(self.dtype)
 
     def recall(self, image: ImageFeatures, memory: Readout) -> Tensor:
         """Features of the frame, conditioned on the memories of each object: (N, L, C)."""

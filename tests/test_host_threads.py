@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from sam2model.host_threads import run_parts
+from sam2model.host_threads import in_blocks, run_parts
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +81,27 @@ def test_one_part_or_one_thread_needs_no_other() -> None:
     run_parts([part, part])
 
     assert set(names) == {threading.current_thread()}
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 2), (3, 8, 2), (2, 3, 2)], ids=str)
+def test_blocks_make_what_one_call_makes(shape: tuple[int, int, int]) -> None:
+    x = torch.randn(shape)
+    sizes = []
+
+    def doubled(objects: slice, rows: slice) -> torch.Tensor:
+        sizes.append(tuple(x[objects, rows].shape))
+        return 2 * x[objects, rows]
+
+    with torch.inference_mode():
+        assert torch.equal(in_blocks(doubled, x.new_empty, shape, 3), 2 * x)
+    assert len(sizes) == shape[0] * -(-shape[1] // 3)
+    assert max(sizes) == (1, 3, 2)
+
+
+def test_with_gradients_all_is_one_block() -> None:
+    x = torch.randn(2, 9, requires_grad=True)
+
+    made = in_blocks(lambda objects, rows: x[objects, rows].square(), x.new_empty, (2, 9), 3)
+
+    made.sum().backward()
+    assert x.grad is not None and torch.equal(x.grad, 2 * x.detach())

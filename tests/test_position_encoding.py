@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sam2model.position_encoding import (
     FourierEncoding,
+    pairs_in_halves,
     rotary_turns,
     rotate,
     sine_encoding,
@@ -60,10 +61,16 @@ def test_a_rotation_turns_pairs_by_place_times_frequency() -> None:
         for pair in range(channels // 2):
             frequency = theta ** (-(pair % 2) / 2)
             angle = (place % width if pair < 2 else place // width) * frequency
-            a, b = float(x[place, 2 * pair]), float(x[place, 2 * pair + 1])
+            a, b = float(x[place, pair]), float(x[place, channels // 2 + pair])
             turned = complex(a, b) * complex(math.cos(angle), math.sin(angle))
-            assert float(got[place, 2 * pair]) == pytest.approx(turned.real, abs=1e-5)
-            assert float(got[place, 2 * pair + 1]) == pytest.approx(turned.imag, abs=1e-5)
+            assert float(got[place, pair]) == pytest.approx(turned.real, abs=1e-5)
+            assert float(got[place, channels // 2 + pair]) == pytest.approx(turned.imag, abs=1e-5)
+
+
+def test_neighbouring_pairs_of_every_head_come_to_lie_in_the_halves_of_its_channels() -> None:
+    channels = torch.arange(12)
+    assert pairs_in_halves(channels, heads=1).tolist() == [0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 11]
+    assert pairs_in_halves(channels, heads=2).tolist() == [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
 
 
 def test_scores_of_turned_queries_and_keys_depend_on_the_distance_alone() -> None:
@@ -181,7 +188,7 @@ def test_in_bf16_places_and_times_of_memories_are_added_in_fp32_and_rounded_once
 def test_in_bf16_keys_are_turned_in_fp32_and_rounded_once() -> None:
     half, full = _pair()
     turns = [n.memory_attention.derived() for n in (half, full)]
-    assert turns[0].dtype == torch.complex64 and torch.equal(*turns)
+    assert turns[0].dtype == torch.float32 and torch.equal(*turns)
     keys = torch.randn(2, GRID * GRID, WIDTH).bfloat16()
 
     _assert_rounded_once(rotate(keys, turns[0]), rotate(keys.float(), turns[0]))

@@ -13,7 +13,6 @@ from training import STEPS, one_phase, tiny_config
 
 from sam2model import Sam2VideoModel, Sam2VideoProcessor
 from sam2model.memory_attention import MemoryAttentionLayer
-from sam2model.position_encoding import rotate
 from sam2model.track_step import Sam2Network
 from workflows.config import ConfigError
 from workflows.train import clip_source, run_training, starting_network
@@ -258,9 +257,9 @@ def test_a_frame_reads_the_memory_of_its_own_place_from_the_first_step() -> None
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randn(1, 256, 32, generator=generator)
     memory = torch.randn(1, 256, 16, generator=generator)
-    q = rotate(cross.q_proj(layer.layer_norm2(tokens)), turns)
-    k = rotate(cross.k_proj(memory), turns)
-    weights = (q @ k.transpose(1, 2) / 32**0.5).softmax(dim=-1)[0]
+    q = cross.turned(layer.layer_norm2(tokens), cross.fold_query(), turns)
+    k = cross.turned(memory, cross.fold_key(), turns)
+    weights = (q @ k.transpose(1, 2)).softmax(dim=-1)[0]
     place = torch.stack((torch.arange(256) % 16, torch.arange(256) // 16), dim=1).float()
     near = torch.cdist(place, place) < 2.5
     assert (weights * near).sum(dim=1).mean() > 3 * near.float().mean()
