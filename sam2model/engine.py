@@ -5,6 +5,7 @@ of whichever videos have their next frame ready advance together, so a step is f
 every video has few objects. A video is asked for only as fast as its masks are taken.
 """
 
+import atexit
 import logging
 import threading
 import time
@@ -93,6 +94,8 @@ class Engine:
         ]
         for thread in self._threads:
             thread.start()
+        # A script that ends without closing would end in the middle of an operator: aborted.
+        atexit.register(self.close)
 
     def label(
         self,
@@ -225,6 +228,7 @@ class Engine:
             self.schedule.stop()
         for thread in self._threads:
             thread.join()
+        atexit.unregister(self.close)
 
     def _results(self, job: Job, deadline_s: float | None) -> Iterator[FrameMasks]:
         began, frames = time.monotonic(), 0

@@ -4,7 +4,10 @@ Videos here are real files where decoding matters, and a fake with gates where t
 does; nothing is timed.
 """
 
+import os
 import random
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -891,3 +894,32 @@ def test_a_plan_is_made_of_the_videos_own_size(network: Sam2Network) -> None:
         with pytest.raises(PromptError, match="outside 16×16 px"):
             next(label(engine, FakeVideo(side=16), [click(1, 0)]))
     assert LabellingPlan.make([click(1, 0)], 0, None, HEIGHT, WIDTH_PX).object_ids == [1]
+
+
+LEAVES = """
+import sys
+from pathlib import Path
+from small_network import SIZE, small_network
+from sam2model import Prompt, Sam2VideoProcessor, Sam2VideoVideoProcessor
+from sam2model.engine import Engine
+from sam2model.video import Video
+
+engine = Engine(small_network(), Sam2VideoProcessor(Sam2VideoVideoProcessor(SIZE)))
+video = Video(Path(sys.argv[1]), name="v")
+frames = engine.label(video, [Prompt(1, 0, ((20.0, 30.0),), (True,))])
+next(frames)
+sys.exit(7)
+"""
+
+
+def test_a_script_that_ends_without_closing_ends_with_its_own_exit_code(
+    clips: dict[str, Path],
+) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", LEAVES, str(next(iter(clips.values())))],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (ended.returncode, ended.stderr) == (7, "")
