@@ -64,11 +64,10 @@ def rotate(x: Tensor, turns: Tensor) -> Tensor:
     """
     cos, sin = turns
     first, second = x.chunk(2, dim=-1)
-    turned = (
-        torch.addcmul(first * cos, second, sin, value=-1),
-        torch.addcmul(second * cos, first, sin),
-    )
-    return torch.cat(turned, dim=-1).to(x.dtype)
+    turned, half = torch.empty_like(x), first.shape[-1]
+    turned[..., :half] = torch.addcmul(first * cos, second, sin, value=-1)
+    turned[..., half:] = torch.addcmul(second * cos, first, sin)
+    return turned
 
 
 def pairs_in_halves(channels: Tensor, heads: int) -> Tensor:
