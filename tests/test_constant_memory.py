@@ -5,13 +5,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from small_network import random_pixels, small_network
-from test_engine import PROCESSOR, SEED, FakeVideo, Idle, click, label
+from test_engine import PROCESSOR, SEED, FakeVideo, Idle, click, label, wait_until
 from torch import Tensor
 
 from sam2model.engine import Engine, EngineOptions
@@ -22,7 +23,22 @@ from sam2model.stepper import Ask, ModelPrompt, Stepper
 ROOT = Path(__file__).parents[1]
 
 
-def tensors_alive() -> int:
+def wait_for_rest(engine: Engine) -> None:
+    """Until nobody reads and all that may be done ahead is done."""
+    schedule, ahead = engine.schedule, engine.options.frames_ahead
+
+    def rests() -> bool:
+        with engine._changed:
+            is_ahead = all(len(job.decoded) == ahead for job in schedule.jobs)
+            return is_ahead and not schedule.has_work() and not schedule.unwritten
+
+    wait_until(rests)
+    time.sleep(0.2)  # for what was last taken from a queue
+
+
+def tensors_alive(engine: Engine) -> int:
+    # Not while its threads work: a tuple that somebody else holds cannot grow to its size.
+    wait_for_rest(engine)
     gc.collect()
     return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
 
@@ -41,7 +57,7 @@ def test_as_many_tensors_and_pages_are_held_after_two_thousand_frames_as_after_t
         if count in (200, 2000):
             pages = bank.mask_pages_in_use, bank._pointers.in_use, len(bank._masks.pages)
             kept = memory.features.nbytes[0] + memory.features.nbytes[1] + memory.snapshots.nbytes
-            held.append((*pages, tensors_alive(), kept))
+            held.append((*pages, tensors_alive(engine), kept))
     engine.close()
 
     early, late = held
