@@ -41,20 +41,19 @@ def run_parts(parts: Sequence[Callable[[], None]]) -> None:
 
 def in_blocks(
     work: Callable[[slice, slice], Tensor],
-    empty: Callable[[Sequence[int]], Tensor],
+    like: Tensor,
     shape: Sequence[int],
     rows: int,
 ) -> Tensor:
-    """work(all, all), whose result has that shape; on a processor a block at a time.
+    """work(all, all), a tensor like that one with this shape; on a processor a block at a time.
 
     work: of one of axis 0 and of some of axis 1, `rows` at most, neither of which sees the others.
-    empty: makes the result. With gradients, in torch.compile and elsewhere all is one block.
+    With gradients, in torch.compile and on other devices all is one block.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    on_processor = like.device.type == "cpu"
+    if not on_processor or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return work(slice(None), slice(None))
-    out = empty(shape)
-    if out.device.type != "cpu":
-        return work(slice(None), slice(None))
+    out = like.new_empty(shape)
 
     def part(n: int, some: slice) -> Callable[[], None]:
         def run() -> None:

@@ -268,7 +268,7 @@ class MaskDecoder(DerivedModule[DecoderConstants]):
             return F.gelu(x)[:, rows]
 
         shape = (count, *fine.shape[1:])
-        return in_blocks(some, image.new_empty, shape, fine.shape[1])
+        return in_blocks(some, image, shape, fine.shape[1])
 
     def _is_stable(self, logits: Tensor) -> Tensor:
         """Whether the mask hardly depends on the threshold: (N,) bool."""

@@ -114,7 +114,7 @@ class RopeAttention(nn.Module):
             return rotate(projected, turns[:, rows, None])
 
         shape = (*x.shape[:2], self.heads, project.bias.shape[0] // self.heads)
-        return in_blocks(some, x.new_empty, shape, ROWS).transpose(1, 2).flatten(0, 1)
+        return in_blocks(some, x, shape, ROWS).transpose(1, 2).flatten(0, 1)
 
     def part(self, x: Tensor, objects: slice, rows: slice = slice(None)) -> Tensor:
         """Some objects' heads, some rows of each: (N·heads, L, …) → (n·heads, l, …)."""
@@ -191,7 +191,7 @@ class MemoryAttentionLayer(DerivedModule[FoldedLayer]):
             y = x[objects, rows] + folded.cross_output(looked)
             return y + self.linear2(self.activation(self.linear1(self.layer_norm3(y))))
 
-        return in_blocks(rest, x.new_empty, x.shape, ROWS)
+        return in_blocks(rest, x, x.shape, ROWS)
 
 
 def _masked_attention(q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -294,7 +294,7 @@ class Sam2Network(DerivedModule[NetworkConstants]):
             return self.memory_encoder(share[objects], masks)[:, places]
 
         shape = (len(logits), height * width, self.config.memory_encoder_output_channels)
-        memory = in_blocks(some, share.new_empty, shape, height * width)
+        memory = in_blocks(some, share, shape, height * width)
         if self.occlusion_spatial_embedding_parameter is not None:
             absent = (object_score <= 0).to(memory.dtype)[:, None, None]
             memory = memory + absent * self.occlusion_spatial_embedding_parameter

@@ -93,7 +93,7 @@ def test_blocks_make_what_one_call_makes(shape: tuple[int, int, int]) -> None:
         return 2 * x[objects, rows]
 
     with torch.inference_mode():
-        assert torch.equal(in_blocks(doubled, x.new_empty, shape, 3), 2 * x)
+        assert torch.equal(in_blocks(doubled, x, shape, 3), 2 * x)
     assert len(sizes) == shape[0] * -(-shape[1] // 3)
     assert max(sizes) == (1, 3, 2)
 
@@ -101,7 +101,7 @@ def test_blocks_make_what_one_call_makes(shape: tuple[int, int, int]) -> None:
 def test_with_gradients_all_is_one_block() -> None:
     x = torch.randn(2, 9, requires_grad=True)
 
-    made = in_blocks(lambda objects, rows: x[objects, rows].square(), x.new_empty, (2, 9), 3)
+    made = in_blocks(lambda objects, rows: x[objects, rows].square(), x, (2, 9), 3)
 
     made.sum().backward()
     assert x.grad is not None and torch.equal(x.grad, 2 * x.detach())
