@@ -5,7 +5,7 @@ transformers itself (`architectures`, `dtype`, …) are passed over.
 """
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -201,6 +201,28 @@ class Sam2VideoConfig:
         """Rows and columns of the mask logits that the decoder returns."""
         rows, columns = self.feature_size
         return 4 * rows, 4 * columns
+
+    def at_image_size(self, size: int) -> Self:
+        """The same model for pictures of size × size pixels; weights of one fit the other.
+
+        Raises ConfigurationError where size is no multiple of a coarsest feature's side.
+        """
+        side = self.prompt_encoder_config.patch_size
+        if size < side or size % side:
+            raise ConfigurationError(f"image_size: got {size}; wanted a multiple of {side}")
+        rows = size // side
+        strides = [self.image_size // row for row, _ in self.vision_config.backbone_feature_sizes]
+        backbone = replace(self.vision_config.backbone_config, image_size=[size, size])
+        features = [[size // stride] * 2 for stride in strides]
+        return replace(
+            self,
+            image_size=size,
+            prompt_encoder_config=replace(self.prompt_encoder_config, image_size=size),
+            vision_config=replace(
+                self.vision_config, backbone_config=backbone, backbone_feature_sizes=features
+            ),
+            memory_attention_rope_feat_sizes=[rows, rows],
+        )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:

@@ -263,6 +263,18 @@ def test_the_configuration_of_a_released_size_survives_its_file(
     assert Sam2VideoConfig.from_json_file(tmp_path / "config.json") == config
 
 
+@pytest.mark.parametrize("size", RELEASED_SIZES)
+def test_a_model_for_larger_pictures_has_more_features_and_the_same_weights(size: str) -> None:
+    config = released_config(size)
+    larger = config.at_image_size(1536)
+
+    assert larger.vision_config.backbone_feature_sizes == [[384, 384], [192, 192], [96, 96]]
+    assert larger.mask_size == (384, 384) and larger.feature_size == (96, 96)
+    assert larger.at_image_size(1024) == config
+    with pytest.raises(ConfigurationError, match="image_size: got 1000; wanted a multiple of 16"):
+        config.at_image_size(1000)
+
+
 def test_a_size_that_was_never_released_is_refused_with_the_choices() -> None:
     with pytest.raises(ConfigurationError, match=r"'huge'.*base-plus.*tiny"):
         released_config("huge")

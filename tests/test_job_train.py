@@ -46,6 +46,7 @@ def test_a_run_ends_with_its_summary_and_is_done_when_asked_again(
     ("override", "complaint"),
     [
         ("start={shape: nowhere.json}", "nowhere.json"),
+        ("start.image_size=100", "image_size: got 100; wanted a multiple of 16"),
         ("start={checkpoint: ./nowhere}", "nowhere: no such file or folder"),
         ("data.sources=[{kind: dataset, dataset: nowhere}]", "nowhere"),
         ("data.sources=[{kind: folder, annotations: nowhere, videos: nowhere}]", "nowhere"),

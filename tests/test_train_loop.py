@@ -93,6 +93,20 @@ def test_the_command_goes_on_and_leaves_a_model_that_loads(tmp_path: Path) -> No
     assert "</svg>" in (output / "training.html").read_text()
 
 
+def test_a_run_may_have_larger_pictures_than_its_start_and_its_clips(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "start.image_size=96", "data.size=64")
+
+    run_training(config)
+
+    model = Path(config.output) / "model"
+    assert Sam2VideoModel.from_pretrained(model).config.image_size == 96
+    assert Sam2VideoProcessor.from_pretrained(model).target_size == 96
+    assert (tmp_path / "spool/maskmill-clips/drawn-0-6-4-64/clips.bin").exists()
+    further = replace(config.start, checkpoint=str(model), shape=None, image_size=128)
+    network = starting_network(replace(config, start=further))
+    assert network.config.mask_size == (32, 32)
+
+
 def test_a_folder_of_another_run_is_refused_and_left_alone(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     output = Path(config.output)

@@ -60,7 +60,7 @@ def run_training(config: TrainConfig, worker: Worker | None = None) -> dict[str,
     if state is not None:
         trainer.load(state)
         log.info("going on from step %d", trainer.step)
-    source = clip_source(config, trainer.network.config.image_size)
+    source = clip_source(config, config.data.size or trainer.network.config.image_size)
     began, start = time.perf_counter(), trainer.step
     figures: dict[str, float] = {}
     if first:
@@ -117,13 +117,18 @@ def starting_network(config: TrainConfig) -> Sam2Network:
     if start.checkpoint is not None:
         path = local_checkpoint(start.checkpoint, Storage(config.storage)).path
         model = Sam2VideoModel.from_pretrained(path)
-        network = Sam2Network(model.config)
+        network = Sam2Network(_sized(model.config, start.image_size))
         network.load_state_dict(model.state_dict())
         return network
     assert start.shape is not None
-    network = Sam2Network(Sam2VideoConfig.from_json_file(Path(start.shape)))
+    shape = Sam2VideoConfig.from_json_file(Path(start.shape))
+    network = Sam2Network(_sized(shape, start.image_size))
     begin_by_place(network)
     return network
+
+
+def _sized(config: Sam2VideoConfig, image_size: int | None) -> Sam2VideoConfig:
+    return config if image_size is None else config.at_image_size(image_size)
 
 
 def clip_source(config: TrainConfig, size: int) -> ClipSource:

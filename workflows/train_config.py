@@ -21,6 +21,7 @@ class StartConfig:
 
     checkpoint: str | None = None
     shape: str | None = None
+    image_size: AtLeast1 | None = None
 
     def __post_init__(self) -> None:
         if (self.checkpoint is None) == (self.shape is None):
@@ -60,6 +61,7 @@ class DataConfig:
 
     sources: tuple[SourceConfig, ...] = (SourceConfig(),)
     frames: AtLeast1 = 8
+    size: AtLeast1 | None = None
     min_area_px: AtLeast1 = 64
     loaders: AtLeast1 = 1
     spool: str | None = None
