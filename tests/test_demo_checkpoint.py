@@ -21,7 +21,7 @@ FIGURES = json.loads((FOLDER / "held_out.json").read_text())
 
 def test_it_is_found_by_name_and_small() -> None:
     model = Sam2VideoModel.from_pretrained("demo")
-    assert Sam2VideoProcessor.from_pretrained("demo").target_size == model.config.image_size == 256
+    assert Sam2VideoProcessor.from_pretrained("demo").target_size == model.config.image_size == 384
     assert (FOLDER / "model.safetensors").stat().st_size <= 8e6
 
 
@@ -55,7 +55,7 @@ def test_these_bounds_fail_for_random_weights(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_published_figures_come_out_again() -> None:
     torch.set_num_threads(1)
-    scores = score_held_out("demo", range(40))
+    scores = score_held_out("demo", range(160))
     assert scores["objects"] == FIGURES["objects"]
     for name, published in FIGURES.items():
         assert scores[name] == pytest.approx(published, abs=0.01), name

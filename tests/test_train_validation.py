@@ -64,6 +64,7 @@ def test_held_out_scenes_are_none_that_training_draws() -> None:
     from workflows.train import VALIDATION_SEED
     from workflows.train_config import TrainConfig
 
-    config = load_config(TrainConfig, Path(__file__).parents[1] / "configs/train-demo.yaml")
-    last = max(source.seed + source.clips for source in config.data.sources)
-    assert last <= VALIDATION_SEED < VALIDATION_SEED + 10_000 < HeldOut().first_seed
+    for path in (Path(__file__).parents[1] / "configs").glob("train*.yaml"):
+        config = load_config(TrainConfig, path)
+        last = max(source.seed + source.clips for source in config.data.sources)
+        assert last <= VALIDATION_SEED < VALIDATION_SEED + 10_000 < HeldOut().first_seed, path
