@@ -57,6 +57,7 @@ def test_a_resolved_configuration_reads_back_equal(path: Path, tmp_path: Path) -
         ("phases=[]", "wanted at least one"),
         (f"phases={ONE_PHASE.replace('mask: 0.0', 'mask: 0.5')}", "click + box + mask is 1.5"),
         (f"phases={ONE_PHASE.replace('frames: 1', 'frames: 9')}", "more frames than data.frames"),
+        ("soup=[{checkpoint: a, share: 0.5}, {checkpoint: b, share: 0.5}]", "shares sum to 1;"),
         (f"phases={ONE_PHASE.replace('frames', 'frame')}", "unknown key phases.0.frame"),
         ("data.sources=[{kind: dataset}]", "dataset is missing"),
         ("data.sources=[{kind: drawn, videos: v}]", "videos is given"),

@@ -15,9 +15,14 @@ from sam2model import Sam2VideoModel, Sam2VideoProcessor
 from sam2model.memory_attention import MemoryAttentionLayer
 from sam2model.track_step import Sam2Network
 from workflows.config import ConfigError
-from workflows.train import clip_source, run_training, starting_network
+from workflows.train import (
+    clip_source,
+    run_training,
+    save_model,
+    starting_network,
+)
 from workflows.train_batches import make_batch
-from workflows.train_config import PicturesConfig, TrainConfig
+from workflows.train_config import PicturesConfig, SoupConfig, TrainConfig
 from workflows.train_loop import (
     StepBatches,
     Trainer,
@@ -105,6 +110,34 @@ def test_a_run_may_have_larger_pictures_than_its_start_and_its_clips(tmp_path: P
     further = replace(config.start, checkpoint=str(model), shape=None, image_size=128)
     network = starting_network(replace(config, start=further))
     assert network.config.mask_size == (32, 32)
+
+
+def test_the_finished_weights_are_averaged_with_those_of_runs_before(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    torch.manual_seed(7)
+    before = {name: starting_network(config) for name in ("one", "two")}
+    for name, network in before.items():
+        save_model(network, tmp_path / name, torch.float32)
+    shares = {"one": 0.25, "two": 0.5}
+    soup = tuple(SoupConfig(str(tmp_path / name), share) for name, share in shares.items())
+
+    trainer = begun(config)
+    train_to(trainer, config, STEPS)
+    run_training(replace(config, soup=soup))
+
+    mixed = Sam2VideoModel.from_pretrained(Path(config.output) / "model").state_dict()
+    for name, own in trainer.averaged().state_dict().items():
+        parts = [share * before[other].state_dict()[name] for other, share in shares.items()]
+        wanted = 0.25 * own + sum(parts) if own.is_floating_point() else own
+        assert torch.allclose(mixed[name], wanted, rtol=1e-2, atol=1e-4), name
+
+
+def test_a_soup_of_another_shape_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    wanted = replace(config, soup=(SoupConfig("demo", 0.5),))
+    with pytest.raises(ConfigError, match="soup: demo: .* is .*; wanted .*"):
+        run_training(wanted)
+    assert not Path(config.output).exists()  # so that the corrected command may begin there
 
 
 def test_a_folder_of_another_run_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sam2model import (
@@ -52,9 +53,10 @@ def run_training(config: TrainConfig, worker: Worker | None = None) -> dict[str,
     torch.manual_seed(config.seed)
     output = Path(config.output)
     first = worker.rank == 0
+    trainer = Trainer(config, starting_network(config), worker)
+    others = soup_weights(config, trainer.network) if first else []
     if first:
         _begin_folder(config, output)
-    trainer = Trainer(config, starting_network(config), worker)
     resume = output / "resume.pt"
     state = worker.read(resume) if worker.read is not None else _existing(resume)
     if state is not None:
@@ -84,7 +86,7 @@ def run_training(config: TrainConfig, worker: Worker | None = None) -> dict[str,
             trainer.save(resume)
     summary: dict[str, object] = {"steps": trainer.step, **figures}
     if first:
-        summary |= _finish(trainer, output)
+        summary |= _finish(trainer, others, output)
     return summary
 
 
@@ -124,6 +126,44 @@ def starting_network(config: TrainConfig) -> Sam2Network:
     shape = Sam2VideoConfig.from_json_file(Path(start.shape))
     network = Sam2Network(_sized(shape, start.image_size))
     begin_by_place(network)
+    return network
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Of another model of the same shape, and their share of a mean."""
+
+    share: float
+    tensors: dict[str, Tensor]
+
+
+def soup_weights(config: TrainConfig, network: Sam2Network) -> list[Weights]:
+    """What the finished weights are averaged with. Raises ConfigError where the shapes differ."""
+    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    others = []
+    for part in config.soup:
+        path = local_checkpoint(part.checkpoint, Storage(config.storage)).path
+        tensors = Sam2VideoModel.from_pretrained(path).state_dict()
+        found = {name: tuple(value.shape) for name, value in tensors.items()}
+        for name in sorted(wanted | found):
+            if wanted.get(name) != found.get(name):
+                raise ConfigError(
+                    f"soup: {part.checkpoint}: {name} is {found.get(name)}; "
+                    f"wanted {wanted.get(name)}, as in the model that is trained"
+                )
+        others.append(Weights(part.share, tensors))
+    return others
+
+
+@torch.no_grad()
+def stirred(network: Sam2Network, others: list[Weights]) -> Sam2Network:
+    """The network itself, its weights now the mean (model soup, arXiv 2203.05482)."""
+    rest = 1 - sum(other.share for other in others)
+    for name, value in network.state_dict().items():
+        if others and value.is_floating_point():
+            value.mul_(rest)
+            for other in others:
+                value.add_(other.tensors[name].to(value), alpha=other.share)
     return network
 
 
@@ -204,10 +244,10 @@ def _validate(trainer: Trainer, output: Path) -> None:
     write_plots(output)
 
 
-def _finish(trainer: Trainer, output: Path) -> dict[str, object]:
+def _finish(trainer: Trainer, others: list[Weights], output: Path) -> dict[str, object]:
     """Save the model and score what was saved."""
     model = output / "model"
-    save_model(trainer.averaged(), model)
+    save_model(stirred(trainer.averaged(), others), model)
     summary: dict[str, object] = {"model": str(model)}
     if trainer.config.final_videos:
         scores = score_held_out(model, range(trainer.config.final_videos))

@@ -131,6 +131,14 @@ class OptimiserConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class SoupConfig:
+    """Weights of the same shape that the finished ones are averaged with, and their share."""
+
+    checkpoint: str
+    share: Annotated[float, Field(gt=0, lt=1)]
+
+
+@dataclass(frozen=True, slots=True)
 class TrainConfig:
     """A training run; units and reasons of each key stand in configs/train.yaml."""
 
@@ -143,6 +151,7 @@ class TrainConfig:
     losses: LossWeights = field(default_factory=LossWeights)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
+    soup: tuple[SoupConfig, ...] = ()
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     seed: NotNegative = 0
     checkpoint_steps: AtLeast1 = 200
@@ -157,3 +166,8 @@ class TrainConfig:
         long = [phase.name for phase in self.phases if phase.frames > self.data.frames]
         if long:
             raise ValueError(f"phases {long}: more frames than data.frames ({self.data.frames})")
+        others = sum(part.share for part in self.soup)
+        if others >= 1:
+            raise ValueError(
+                f"soup: the shares sum to {others:g}; wanted less than 1, the rest is this run's"
+            )
