@@ -15,12 +15,7 @@ from sam2model import Sam2VideoModel, Sam2VideoProcessor
 from sam2model.memory_attention import MemoryAttentionLayer
 from sam2model.track_step import Sam2Network
 from workflows.config import ConfigError
-from workflows.train import (
-    clip_source,
-    run_training,
-    save_model,
-    starting_network,
-)
+from workflows.train import clip_source, run_training, save_model, starting_network
 from workflows.train_batches import make_batch
 from workflows.train_config import PicturesConfig, SoupConfig, TrainConfig
 from workflows.train_loop import (

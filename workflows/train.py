@@ -117,8 +117,7 @@ def starting_network(config: TrainConfig) -> Sam2Network:
     """The network before the first step."""
     start = config.start
     if start.checkpoint is not None:
-        path = local_checkpoint(start.checkpoint, Storage(config.storage)).path
-        model = Sam2VideoModel.from_pretrained(path)
+        model = _loaded(start.checkpoint, config)
         network = Sam2Network(_sized(model.config, start.image_size))
         network.load_state_dict(model.state_dict())
         return network
@@ -142,8 +141,7 @@ def soup_weights(config: TrainConfig, network: Sam2Network) -> list[Weights]:
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     others = []
     for part in config.soup:
-        path = local_checkpoint(part.checkpoint, Storage(config.storage)).path
-        tensors = Sam2VideoModel.from_pretrained(path).state_dict()
+        tensors = _loaded(part.checkpoint, config).state_dict()
         found = {name: tuple(value.shape) for name, value in tensors.items()}
         for name in sorted(wanted | found):
             if wanted.get(name) != found.get(name):
@@ -160,11 +158,18 @@ def stirred(network: Sam2Network, others: list[Weights]) -> Sam2Network:
     """The network itself, its weights now the mean (model soup, arXiv 2203.05482)."""
     rest = 1 - sum(other.share for other in others)
     for name, value in network.state_dict().items():
-        if others and value.is_floating_point():
+        if value.is_floating_point():
             value.mul_(rest)
             for other in others:
                 value.add_(other.tensors[name].to(value), alpha=other.share)
     return network
+
+
+def _loaded(checkpoint: str, config: TrainConfig) -> Sam2VideoModel:
+    """The model of a checkpoint, wherever it is kept."""
+    return Sam2VideoModel.from_pretrained(
+        local_checkpoint(checkpoint, Storage(config.storage)).path
+    )
 
 
 def _sized(config: Sam2VideoConfig, image_size: int | None) -> Sam2VideoConfig:
